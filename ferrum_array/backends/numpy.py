@@ -1,0 +1,152 @@
+"""NumPy storage, on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from sys import getrefcount
+from typing import Any
+
+import numpy as np
+
+from ferrum_array.backends import host
+from ferrum_array.backends.base import Holder, Raw
+from ferrum_array.backends.shared import SharedBackend
+from ferrum_array.dtype import Dtype
+
+__all__ = ["NumpyBackend", "indices", "make"]
+
+_CPU = 1  # DLPack's kDLCPU
+
+
+class NumpyBackend(SharedBackend):
+    """NumPy's functions, with the standard's special cases where NumPy has others."""
+
+    library = "NumPy"
+    device_name = "cpu"
+    array_type = np.ndarray
+    dtypes = frozenset(Dtype.all())
+    xp = np
+
+    def raw_dtype(self, dtype: Dtype) -> Any:
+        return host.raw_dtype(dtype)
+
+    def finish(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        variable, ignore = host.QUIET
+        set_, reset, ndarray, asarray = variable.set, variable.reset, np.ndarray, np.asarray
+
+        def call(*args: Any) -> Any:
+            token = set_(ignore)
+            try:
+                result = function(*args)
+            finally:
+                reset(token)
+            if result.__class__ is ndarray or result is None:
+                return result
+            return tuple(map(asarray, result)) if isinstance(result, tuple) else asarray(result)
+
+        return call
+
+    def fast_operator(self, name: str, dtype: Dtype) -> Callable[..., Any]:
+        if dtype is Dtype.BF16 or not dtype.is_integer or getattr(self, f"fn_{name}", None):
+            return self.implement(name, dtype)
+        # integers never warn in these, and the result needs only to be an array
+        function, ndarray, asarray = self._function(name), np.ndarray, np.asarray
+        if name in ("floor_divide", "remainder", "pow"):
+            return self.implement(name, dtype)
+
+        def call(x1: Any, x2: Any) -> Any:
+            result = function(x1, x2)
+            return result if result.__class__ is ndarray else asarray(result)
+
+        return call
+
+    def scalars(self, dtype: Dtype) -> frozenset[type]:
+        if dtype.is_floating and dtype is not Dtype.BF16:
+            return frozenset((float, int))
+        if dtype.is_complex:
+            return frozenset((complex, float, int))
+        return frozenset((int,)) if dtype.is_integer else frozenset()
+
+    def dtype_of(self, raw: Raw) -> Dtype:
+        return host.dtype_of(raw)
+
+    def owns(self, obj: object) -> bool:
+        return host.is_numpy(obj)
+
+    def adopt(self, obj: Any) -> Raw:
+        return host.array(obj, None)[...]  # an array object of our own: nobody else can reshape it
+
+    def from_host(self, array: Any, *, copy: bool | None) -> Raw:
+        return array.copy(order="C") if copy else array[...]
+
+    def to_host(self, raw: Raw, *, copy: bool | None) -> Any:
+        return raw.copy(order="C") if copy else raw[...]
+
+    def exclusive(self, holder: Holder) -> bool:
+        # Every view keeps its base alive, every export keeps the array alive: reference counts tell who can see it.
+        raw = holder._data
+        if not raw.flags.writeable:
+            return False
+        base = raw.base
+        if base is not None and (base.__class__ is not np.ndarray or not base.flags.owndata):
+            return False  # memory of another library
+        del base, raw
+        if getrefcount(holder._data) > _ALONE:
+            return False
+        return holder._data.base is None or getrefcount(holder._data.base) <= _ALONE
+
+    def shares_memory(self, raw: Raw, other: Raw) -> bool:
+        return bool(np.may_share_memory(raw, other))
+
+    def synchronize(self, raws: Sequence[Raw] = ()) -> None:
+        """NumPy computes at once: there is nothing to wait for."""
+
+    def dlpack_device(self, raw: Raw) -> tuple[int, int]:
+        return (_CPU, 0)
+
+    def to_dlpack(self, raw: Raw, *, stream: Any, max_version: tuple[int, int] | None, copy: bool | None) -> Any:
+        if stream is not None:
+            raise ValueError(f"__dlpack__: the CPU has no streams, got stream={stream!r}")
+        if not raw.flags.writeable and (max_version is None or max_version < (1, 0)):
+            # the older protocol cannot say "read-only"
+            if copy is False:
+                raise BufferError("__dlpack__: read-only memory needs max_version >= (1, 0) or a copy")
+            copy = True
+        return (raw.copy() if copy else raw[...]).__dlpack__(max_version=max_version)
+
+    def from_dlpack(self, obj: Any, *, copy: bool | None) -> Raw:
+        return self.adopt(np.from_dlpack(obj, copy=copy))
+
+    # Where NumPy differs from the standard's special cases.
+
+    def fn_floor_divide(self, x1: Raw, x2: Raw) -> Raw:
+        result = np.floor_divide(x1, x2)
+        if result.dtype.kind != "f":
+            return result
+        # NumPy follows Python's divmod (inf // 2 is nan, -1 // inf is -1); the standard rounds the quotient down
+        unusual = ~np.isfinite(result) | np.isinf(x2)
+        return np.where(unusual, np.floor(np.divide(x1, x2)), result) if np.any(unusual) else result
+
+
+class _Probe:
+    __slots__ = ("_data",)
+
+
+def _alone() -> int:
+    """What ``getrefcount(holder._data)`` says when only the holder has the array, in this Python."""
+    probe = _Probe()
+    probe._data = np.empty(1)
+    return getrefcount(probe._data)
+
+
+_ALONE = _alone()
+
+
+def make(index: int | str) -> NumpyBackend:
+    """The backend of the CPU."""
+    return NumpyBackend()
+
+
+def indices() -> tuple[int | str, ...]:
+    """NumPy has one device."""
+    return (0,)

@@ -1,0 +1,194 @@
+"""Discrete Fourier transforms: the ``fft`` extension of the array API standard. 16-bit floats give complex64."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol
+
+from ferrum_array.creation import arange
+from ferrum_array.device import Device
+from ferrum_array.dispatch import DEFAULT_FLOAT, normalize_axes, normalize_axis, tensor
+from ferrum_array.dtype import Dtype
+from ferrum_array.manipulation import concat, roll
+from ferrum_array.spec import spec_of
+from ferrum_array.tensor import Axis, Tensor, wrap
+
+__all__ = [
+    "fft", "fftfreq", "fftn", "fftshift", "hfft", "ifft", "ifftn", "ifftshift", "ihfft", "irfft", "irfftn", "rfft",
+    "rfftfreq", "rfftn",
+]  # fmt: skip
+
+Norm = Literal["backward", "ortho", "forward"]
+
+
+class Transform(Protocol):
+    """A transform along one axis."""
+
+    def __call__(self, x: Tensor, /, *, n: int | None = None, axis: int = -1, norm: Norm = "backward") -> Tensor: ...
+
+
+class TransformN(Protocol):
+    """A transform along several axes."""
+
+    def __call__(
+        self, x: Tensor, /, *, s: Sequence[int] | None = None, axes: Sequence[int] | None = None, norm: Norm = "backward"
+    ) -> Tensor: ...
+
+
+def _check(name: str, norm: str, *lengths: int | None) -> None:
+    if norm not in ("backward", "ortho", "forward"):
+        raise ValueError(f"{name}: norm must be 'backward', 'ortho' or 'forward', got {norm!r}")
+    for length in lengths:
+        if length is not None and length < 1:
+            raise ValueError(f"{name}: a transform needs at least one point, got {length}")
+
+
+def _ready(name: str, x: Tensor, takes: str) -> Tensor:
+    """*x* in the dtype that the transform works on: complex, or real where *takes* says so."""
+    x = tensor(name, x)
+    dtype = x.dtype
+    if takes == "real":
+        if dtype.is_complex:
+            raise TypeError(f"{name}: takes real numbers, got {x._summary()}; use {name.replace('r', '', 1)} for complex ones")
+        wanted = dtype if dtype in (Dtype.F32, Dtype.F64) else DEFAULT_FLOAT
+    else:
+        wanted = dtype.complex if dtype.is_floating or dtype.is_complex else Dtype.C64
+    return x if wanted is dtype else wrap(spec_of(wanted, x.device).call["astype"](x._data), spec_of(wanted, x.device))
+
+
+def _transform(name: str, takes: str, real_result: bool, doc: str) -> Transform:
+    def function(x: Tensor, /, *, n: int | None = None, axis: int = -1, norm: Norm = "backward") -> Tensor:
+        x = _ready(name, x, takes)
+        place = normalize_axis(name, axis, x.ndim)
+        length = None if n is None else operator.index(n)
+        _check(name, norm, length)
+        if length is None and x.shape[place] < (2 if real_result else 1):
+            raise ValueError(f"{name}: axis {place} of {x._summary()} is too short; give n=")
+        result = spec_of(x.dtype.real if real_result else x.dtype.complex, x.device)
+        return wrap(x._spec.call[name](x._data, length, place, norm), result)
+
+    return _named(function, name, doc)
+
+
+def _named(function: Any, name: str, doc: str) -> Any:
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = (
+        f"{doc}\n\nArgs:\n"
+        "    n (s): the number of points along the axis (axes): *x* is cut or filled with zeros.\n"
+        "    axis (axes): which; the last (all) by default. norm: where 1/n stands: ``backward`` in the inverse,\n"
+        "    ``forward`` in the forward transform, ``ortho`` its root in both.\n\n"
+        "Raises:\n    TypeError: for complex input to a real transform. ValueError: for another norm or no points.\n\n"
+        "Source: array API standard 2025.12, ``fft`` extension.\n"
+    )
+    return function
+
+
+def _transform_n(name: str, one: Callable[..., Tensor], last: Callable[..., Tensor], doc: str) -> TransformN:
+    """Several axes: *last* along the last one, *one* along the others (before it for inverse transforms)."""
+
+    def function(
+        x: Tensor, /, *, s: Sequence[int] | None = None, axes: Sequence[int] | None = None, norm: Norm = "backward"
+    ) -> Tensor:
+        x = tensor(name, x)
+        if axes is not None:
+            places = normalize_axes(name, tuple(axes), x.ndim)
+        else:
+            places = tuple(range(x.ndim - len(s), x.ndim)) if s is not None else tuple(range(x.ndim))
+        if s is not None and (len(s) != len(places) or len(s) > x.ndim):
+            raise ValueError(f"{name}: s {tuple(s)} needs one length for each of the axes {places} of {x._summary()}")
+        if not places:
+            raise ValueError(f"{name}: needs at least one axis, got {x._summary()} with axes={axes}")
+        lengths: list[int | None] = list(s) if s is not None else [None] * len(places)
+        steps = list(zip(places, lengths, strict=True))
+        if last is irfft:
+            for place, length in steps[:-1]:
+                x = one(x, n=length, axis=place, norm=norm)
+            return last(x, n=steps[-1][1], axis=steps[-1][0], norm=norm)
+        x = last(x, n=steps[-1][1], axis=steps[-1][0], norm=norm)
+        for place, length in reversed(steps[:-1]):
+            x = one(x, n=length, axis=place, norm=norm)
+        return x
+
+    return _named(function, name, doc)  # type: ignore[no-any-return]  # a function of that shape
+
+
+fft = _transform("fft", "complex", False, "The discrete Fourier transform along one axis.")
+ifft = _transform("ifft", "complex", False, "The inverse of :func:`fft`.")
+rfft = _transform("rfft", "real", False, "The transform of real numbers: the n // 2 + 1 points that are not mirrored.")
+irfft = _transform("irfft", "complex", True, "The inverse of :func:`rfft`: real; n = 2 (points - 1) by default.")
+hfft = _transform("hfft", "complex", True, "The transform of a Hermitian sequence: real; n = 2 (points - 1) by default.")
+ihfft = _transform("ihfft", "real", False, "The inverse of :func:`hfft`.")
+fftn = _transform_n("fftn", fft, fft, "The discrete Fourier transform along several axes.")
+ifftn = _transform_n("ifftn", ifft, ifft, "The inverse of :func:`fftn`.")
+rfftn = _transform_n("rfftn", fft, rfft, "The transform of real numbers along several axes, the last one halved.")
+irfftn = _transform_n("irfftn", ifft, irfft, "The inverse of :func:`rfftn`.")
+
+
+def _frequencies(name: str, n: int, d: float, dtype: Any, device: Device | str | None, half: bool) -> Tensor:
+    count = operator.index(n)
+    if count < 1 or d == 0:
+        raise ValueError(f"{name}: needs n >= 1 and d != 0, got n={n}, d={d}")
+    wanted = DEFAULT_FLOAT if dtype is None else Dtype(dtype)
+    if not wanted.is_floating:
+        raise TypeError(f"{name}: frequencies are real floating numbers, not {wanted}")
+    if half:
+        steps = arange(count // 2 + 1, dtype=wanted, device=device)
+    else:
+        steps = concat([arange((count + 1) // 2, dtype=wanted, device=device),
+                        arange(-(count // 2), 0, dtype=wanted, device=device)])  # fmt: skip
+    return steps / (count * d)
+
+
+def fftfreq(n: int, /, *, d: float = 1.0, dtype: Any = None, device: Device | str | None = None) -> Tensor:
+    """The frequencies of the *n* points of :func:`fft`, in cycles per unit of the sample spacing *d*.
+
+    Raises:
+        ValueError: for ``n < 1`` or ``d == 0``.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.fft.fftfreq(4)
+        Tensor([ 0.  ,  0.25, -0.5 , -0.25])
+    """
+    return _frequencies("fftfreq", n, d, dtype, device, False)
+
+
+def rfftfreq(n: int, /, *, d: float = 1.0, dtype: Any = None, device: Device | str | None = None) -> Tensor:
+    """The frequencies of the n // 2 + 1 points of :func:`rfft`, in cycles per unit of the sample spacing *d*.
+
+    Raises:
+        ValueError: for ``n < 1`` or ``d == 0``.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.fft.rfftfreq(4)
+        Tensor([0.  , 0.25, 0.5 ])
+    """
+    return _frequencies("rfftfreq", n, d, dtype, device, True)
+
+
+def fftshift(x: Tensor, /, *, axes: Axis = None) -> Tensor:
+    """The zero frequency moved to the middle of *axes* (all by default).
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.fft.fftshift(fa.asarray([0, 1, -2, -1]))
+        Tensor([-2, -1,  0,  1])
+    """
+    x = tensor("fftshift", x)
+    places = normalize_axes("fftshift", axes, x.ndim)
+    return roll(x, tuple(x.shape[a] // 2 for a in places), axis=places) if places else x.copy()
+
+
+def ifftshift(x: Tensor, /, *, axes: Axis = None) -> Tensor:
+    """The inverse of :func:`fftshift`.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.fft.ifftshift(fa.asarray([-2, -1, 0, 1]))
+        Tensor([ 0,  1, -2, -1])
+    """
+    x = tensor("ifftshift", x)
+    places = normalize_axes("ifftshift", axes, x.ndim)
+    return roll(x, tuple(-(x.shape[a] // 2) for a in places), axis=places) if places else x.copy()

@@ -1,0 +1,182 @@
+"""Reading and writing parts of tensors: keys of the standard, and NumPy's integer arrays and masks beside them."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from ferrum_array.backends import host
+from ferrum_array.dispatch import broadcast, normalize_axis, one_device, raw, tensor
+from ferrum_array.dtype import Dtype, promote_dtypes, weak_promote
+from ferrum_array.spec import spec_of
+from ferrum_array.tensor import Tensor, wrap
+
+__all__ = ["take", "take_along_axis"]
+
+
+def raw_key(x: Tensor, key: Any) -> Any:
+    """*key* with tensors, lists and NumPy arrays in it replaced by raw arrays of the device of *x*.
+
+    Raises:
+        IndexError: for what is no index, a float or too many indices. ValueError: for an index on another device.
+    """
+    if isinstance(key, tuple):
+        parts = tuple(_part(x, one) for one in key)
+        taken = sum(getattr(p, "ndim", 1) if _is_mask(x, p) else 1 for p in parts if p is not None and p is not Ellipsis)
+        if sum(p is Ellipsis for p in parts) > 1:
+            raise IndexError(f"an index has at most one ellipsis, got {key!r}")
+        if taken > x.ndim:
+            raise IndexError(f"{taken} indices were given for {x._summary()}, which has {x.ndim} axes")
+        return parts
+    return _part(x, key)
+
+
+def _is_mask(x: Tensor, part: Any) -> bool:
+    return isinstance(part, x._spec.array_type) and x.device.backend.dtype_of(part) is Dtype.BOOL
+
+
+def _part(x: Tensor, part: Any) -> Any:
+    if part is None or part is Ellipsis or part.__class__ is int:
+        return part
+    if isinstance(part, slice):
+        return slice(*(None if n is None else operator.index(n) for n in (part.start, part.stop, part.step)))
+    if isinstance(part, list) or (host.is_numpy(part) and not host.is_numpy_scalar(part)):
+        found = host.array(part, None)
+        part = wrap(x.device.backend.from_host(found if found.size else host.convert(found, Dtype.I64), copy=None),
+                    spec_of(host.dtype_of(found) if found.size else Dtype.I64, x.device))  # fmt: skip
+    if isinstance(part, Tensor):
+        if part.device is not x.device:
+            raise ValueError(f"{x._summary()} on {x.device} cannot be indexed by {part._summary()} on {part.device}")
+        if part.dtype is Dtype.BOOL:
+            return part._data
+        if not part.dtype.is_integer:
+            raise IndexError(f"an index is an integer or boolean tensor, got {part._summary()}")
+        return spec_of(Dtype.I64, x.device).call["astype"](part._data) if part.dtype is not Dtype.I64 else part._data
+    if isinstance(part, bool):
+        return part
+    try:
+        return operator.index(part)
+    except TypeError:
+        raise IndexError(
+            f"an index is an integer, slice, ..., None, or an integer or boolean tensor; got {type(part).__name__} {part!r:.60}"
+        ) from None
+
+
+def write(x: Tensor, key: Any, value: Any) -> None:
+    """Set ``x[key] = value``: in place if nothing else can see the memory of *x*, on a copy otherwise.
+
+    Raises:
+        TypeError: if the dtype of *x* does not hold values of the kind of *value*. ValueError: if its shape does not fit,
+        or it lies on another device. IndexError: for a bad key. In every case *x* is as it was.
+    """
+    spec = x._spec
+    if not isinstance(value, (bool, int, float, complex)) or host.is_numpy_scalar(value):
+        if isinstance(value, (list, tuple)):
+            value = wrap(spec.device.backend.from_host(host.array(value, None), copy=None),
+                         spec_of(host.dtype_of(host.array(value, None)), spec.device))  # fmt: skip
+        elif host.is_numpy(value):
+            found = host.array(value, None)
+            value = wrap(spec.device.backend.from_host(found, copy=None), spec_of(host.dtype_of(found), spec.device))
+        value = tensor("setitem", value, "the value")
+        one_device("setitem", (x, value))
+        lifted = promote_dtypes(spec.dtype, value.dtype) if not _same_kind(spec.dtype, value.dtype) else spec.dtype
+    else:
+        lifted = weak_promote(spec.dtype, type(value))
+    if lifted is not spec.dtype and not _same_kind(spec.dtype, lifted):
+        raise TypeError(
+            f"setitem: {x._summary()} does not hold a {lifted.kind} value; convert the tensor or the value with astype()"
+        )
+    data = raw("setitem", value, spec)
+    place = raw_key(x, key)
+    call = spec.call
+    target = tuple(call["getitem"](x._data, place).shape)
+    shape = tuple(data.shape)
+    while len(shape) > len(target) and shape[0] == 1:
+        shape = shape[1:]
+    if broadcast("setitem", shape, target) != target:
+        raise ValueError(f"setitem: a value of shape {tuple(data.shape)} does not fit the selected part of shape {target}")
+    if shape != tuple(data.shape):
+        data = call["reshape"](data, shape)
+    if isinstance(value, Tensor) and spec.device.backend.shares_memory(data, x._data):
+        data = call["copy"](data)
+    if not spec.device.backend.exclusive(x):
+        x._data = call["copy"](x._data)
+    call["setitem"](x._data, place, data)
+
+
+def _same_kind(held: Dtype, given: Dtype) -> bool:
+    """Whether a value of dtype *given* may be written to elements of dtype *held* (rounding, never another kind)."""
+    rank = {"bool": 0, "unsigned integer": 1, "signed integer": 1, "real floating": 2, "complex floating": 3}
+    return rank[given.kind] <= rank[held.kind]
+
+
+def _indices(name: str, x: Tensor, indices: Tensor, length: int) -> Tensor:
+    """*indices* as int64, non-negative, on the device of *x*."""
+    indices = tensor(name, indices, "indices")
+    one_device(name, (x, indices))
+    if not indices.dtype.is_integer:
+        raise TypeError(f"{name}: indices must be integers, got {indices._summary()}")
+    indices = indices.astype(Dtype.I64, copy=False)
+    if indices.size:
+        low, high = int(indices.min()), int(indices.max())
+        if low < -length or high >= length:
+            raise IndexError(
+                f"{name}: index {low if low < -length else high} is out of bounds for an axis of length {length} of {x._summary()}"
+            )
+        if low < 0:
+            fa = x.__array_namespace__()
+            indices = fa.where(indices < 0, indices + length, indices)
+    return indices
+
+
+def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
+    """The elements of *x* at *indices* along *axis*, which may be left out for a 1-D *x*.
+
+    Args:
+        indices: integers of any shape, which takes the place of the axis; negative ones count from the end.
+
+    Raises:
+        IndexError: for an index out of bounds. TypeError: for indices that are no integers.
+        ValueError: without *axis* for more than one axis.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.take(fa.asarray([10, 20, 30]), fa.asarray([2, 0]))
+        Tensor([30, 10])
+    """
+    x = tensor("take", x)
+    if axis is None:
+        if x.ndim != 1:
+            raise ValueError(f"take: {x._summary()} has {x.ndim} axes; say which with axis=")
+        axis = 0
+    place = normalize_axis("take", axis, x.ndim)
+    chosen = _indices("take", x, indices, x.shape[place])
+    return wrap(x._spec.call["take"](x._data, chosen._data, place), x._spec)
+
+
+def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
+    """For each place, the element of *x* along *axis* that *indices* names there.
+
+    Args:
+        indices: integers with as many axes as *x*; the other axes broadcast.
+
+    Raises:
+        IndexError: for an index out of bounds. ValueError: for another number of axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> x = fa.asarray([[3, 1, 2]])
+        >>> fa.take_along_axis(x, fa.argsort(x))
+        Tensor([[1, 2, 3]])
+    """
+    x = tensor("take_along_axis", x)
+    place = normalize_axis("take_along_axis", axis, x.ndim)
+    chosen = _indices("take_along_axis", x, indices, x.shape[place])
+    if chosen.ndim != x.ndim:
+        raise ValueError(f"take_along_axis: indices {chosen._summary()} need as many axes as {x._summary()}")
+    others = broadcast("take_along_axis", x.shape[:place] + (1,) + x.shape[place + 1 :],
+                       chosen.shape[:place] + (1,) + chosen.shape[place + 1 :])  # fmt: skip
+    spread = x._spec.call["broadcast_to"]
+    source = spread(x._data, others[:place] + (x.shape[place],) + others[place + 1 :])
+    wanted = spread(chosen._data, others[:place] + (chosen.shape[place],) + others[place + 1 :])
+    return wrap(x._spec.call["take_along_axis"](source, wanted, place), x._spec)

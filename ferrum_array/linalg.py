@@ -1,0 +1,619 @@
+"""Linear algebra of the array API standard: products in the main namespace, the rest in the ``linalg`` extension.
+
+Matrices are the last two axes, [..., M, N]; the others are a stack. 16-bit floats are computed in float32 and rounded.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, normalize_axes, normalize_axis, tensor, unify
+from ferrum_array.dtype import Dtype
+from ferrum_array.elementwise import abs as abs_
+from ferrum_array.elementwise import conj, divide, greater, multiply, not_equal, pow, sqrt, subtract
+from ferrum_array.manipulation import broadcast_to, concat, moveaxis, permute_dims, reshape
+from ferrum_array.searching import count_nonzero, where
+from ferrum_array.spec import Spec, spec_of
+from ferrum_array.statistical import max as max_
+from ferrum_array.statistical import min as min_
+from ferrum_array.statistical import sum as sum_
+from ferrum_array.tensor import Axis, Tensor, wrap
+
+__all__ = [
+    "cholesky", "cross", "det", "diagonal", "eig", "eigh", "eigvals", "eigvalsh", "inv", "matmul", "matrix_norm",
+    "matrix_power", "matrix_rank", "matrix_transpose", "outer", "pinv", "qr", "slogdet", "solve", "svd", "svdvals",
+    "tensordot", "trace", "vecdot", "vector_norm",
+]  # fmt: skip
+
+
+class EighResult(NamedTuple):
+    """Eigenvalues in ascending order and eigenvectors in columns."""
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+
+class EigResult(NamedTuple):
+    """Eigenvalues and eigenvectors in columns, complex."""
+
+    eigenvalues: Tensor
+    eigenvectors: Tensor
+
+
+class QRResult(NamedTuple):
+    """Orthonormal Q and upper triangular R."""
+
+    Q: Tensor
+    R: Tensor
+
+
+class SlogdetResult(NamedTuple):
+    """Sign and logarithm of the absolute value of a determinant."""
+
+    sign: Tensor
+    logabsdet: Tensor
+
+
+class SVDResult(NamedTuple):
+    """The singular value decomposition U S Vh."""
+
+    U: Tensor
+    S: Tensor
+    Vh: Tensor
+
+
+# Products.
+
+
+def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
+    """The matrix product [..., M, K] @ [..., K, N]; a 1-D operand is a row (left) or column (right) vector.
+
+    16-bit floats accumulate in float32; integers in their own dtype, modulo its size.
+
+    Raises:
+        ValueError: if the inner lengths differ, the stacks do not broadcast, or an operand is 0-d.
+        TypeError: for booleans.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.matmul(fa.asarray([[1, 2]]), fa.asarray([[3], [4]]))
+        Tensor([[11]])
+    """
+    x1, x2 = tensor("matmul", x1, "x1"), tensor("matmul", x2, "x2")
+    spec, (left, right) = unify("matmul", x1, x2)
+    _numeric("matmul", spec)
+    if not x1.ndim or not x2.ndim:
+        raise ValueError(f"matmul: needs at least one axis each, got {x1._summary()} and {x2._summary()}")
+    inner = x2.shape[-2] if x2.ndim > 1 else x2.shape[0]
+    if x1.shape[-1] != inner:
+        raise ValueError(
+            f"matmul: {x1._summary()} @ {x2._summary()}: the last axis of the first has length {x1.shape[-1]}, "
+            f"the one that it meets {inner}"
+        )
+    broadcast("matmul (stacks)", x1.shape[:-2], x2.shape[:-2])
+    return wrap(spec.call["matmul"](left, right), spec)
+
+
+def _numeric(name: str, spec: Spec) -> None:
+    if spec.dtype is Dtype.BOOL:
+        raise TypeError(f"{name}: not defined for bool; convert first, for example with astype('int64')")
+
+
+def vecdot(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
+    """The sum of conj(x1) * x2 along *axis*; the other axes broadcast.
+
+    Raises:
+        ValueError: if the lengths along *axis* differ. IndexError: if *axis* is not negative and out of bounds.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.vecdot(fa.asarray([1, 2, 3]), fa.asarray([4, 5, 6]))
+        Tensor(32)
+    """
+    x1, x2 = tensor("vecdot", x1, "x1"), tensor("vecdot", x2, "x2")
+    a, b = (normalize_axis("vecdot", axis, x.ndim) for x in (x1, x2))
+    if x1.shape[a] != x2.shape[b]:
+        raise ValueError(f"vecdot: {x1._summary()} and {x2._summary()} have lengths {x1.shape[a]} and {x2.shape[b]} along axis {axis}")
+    spec, (left, right) = unify("vecdot", moveaxis(x1, a, -1), moveaxis(x2, b, -1))
+    _numeric("vecdot", spec)
+    broadcast("vecdot", tuple(left.shape), tuple(right.shape))
+    return wrap(spec.call["vecdot"](left, right), spec)
+
+
+def tensordot(
+    x1: Tensor, x2: Tensor, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2
+) -> Tensor:
+    """The products of *x1* and *x2* summed over pairs of axes: the last and first *axes*, or those of two sequences.
+
+    Raises:
+        ValueError: if the paired lengths differ. IndexError: for an axis out of bounds.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.tensordot(fa.ones((2, 3)), fa.ones((3, 4)), axes=1).shape
+        (2, 4)
+    """
+    x1, x2 = tensor("tensordot", x1, "x1"), tensor("tensordot", x2, "x2")
+    if isinstance(axes, int):
+        if not 0 <= axes <= min(x1.ndim, x2.ndim):
+            raise ValueError(f"tensordot: axes={axes} does not fit {x1._summary()} and {x2._summary()}")
+        first, second = tuple(range(x1.ndim - axes, x1.ndim)), tuple(range(axes))
+    else:
+        first = normalize_axes("tensordot", tuple(axes[0]), x1.ndim)
+        second = normalize_axes("tensordot", tuple(axes[1]), x2.ndim)
+    lengths = [x1.shape[a] for a in first]
+    if lengths != [x2.shape[a] for a in second]:
+        raise ValueError(f"tensordot: axes {first} of {x1._summary()} and {second} of {x2._summary()} differ in length")
+    rest1 = [a for a in range(x1.ndim) if a not in first]
+    rest2 = [a for a in range(x2.ndim) if a not in second]
+    shape = tuple(x1.shape[a] for a in rest1) + tuple(x2.shape[a] for a in rest2)
+    inner = math.prod(lengths)
+    left = reshape(permute_dims(x1, (*rest1, *first)), (math.prod(x1.shape[a] for a in rest1), inner))
+    right = reshape(permute_dims(x2, (*second, *rest2)), (inner, math.prod(x2.shape[a] for a in rest2)))
+    return reshape(matmul(left, right), shape)
+
+
+def matrix_transpose(x: Tensor, /) -> Tensor:
+    """The last two axes swapped.
+
+    Raises:
+        ValueError: for fewer than two axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.matrix_transpose(fa.ones((2, 3))).shape
+        (3, 2)
+    """
+    x = _matrices("matrix_transpose", x)
+    return permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
+
+
+def outer(x1: Tensor, x2: Tensor, /) -> Tensor:
+    """The products of each element of *x1* [M] with each of *x2* [N]: [M, N].
+
+    Raises:
+        ValueError: if an operand is not 1-D.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.outer(fa.asarray([1, 2]), fa.asarray([3, 4]))
+        Tensor([[3, 4],
+                [6, 8]])
+    """
+    x1, x2 = tensor("outer", x1, "x1"), tensor("outer", x2, "x2")
+    if x1.ndim != 1 or x2.ndim != 1:
+        raise ValueError(f"outer: needs two 1-D tensors, got {x1._summary()} and {x2._summary()}")
+    return multiply(reshape(x1, (-1, 1)) if x1.size else reshape(x1, (0, 1)), x2)
+
+
+def cross(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
+    """The cross product of vectors of three components along *axis*; the other axes broadcast.
+
+    Raises:
+        ValueError: if an operand has not length 3 along *axis*.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.cross(fa.asarray([1, 0, 0]), fa.asarray([0, 1, 0]))
+        Tensor([0, 0, 1])
+    """
+    x1, x2 = tensor("cross", x1, "x1"), tensor("cross", x2, "x2")
+    a, b = (normalize_axis("cross", axis, x.ndim) for x in (x1, x2))
+    if x1.shape[a] != 3 or x2.shape[b] != 3:
+        raise ValueError(f"cross: {x1._summary()} and {x2._summary()} must have length 3 along axis {axis}")
+    u, v = moveaxis(x1, a, -1), moveaxis(x2, b, -1)
+    parts = [
+        subtract(multiply(u[..., i], v[..., j]), multiply(u[..., j], v[..., i])) for i, j in ((1, 2), (2, 0), (0, 1))
+    ]
+    return moveaxis(concat([reshape(p, (*p.shape, 1)) for p in parts], axis=-1), -1, axis)
+
+
+# Parts of matrices.
+
+
+def _matrices(name: str, x: Tensor, *, square: bool = False) -> Tensor:
+    x = tensor(name, x)
+    if x.ndim < 2:
+        raise ValueError(f"{name}: needs matrices, at least two axes, got {x._summary()}")
+    if square and x.shape[-1] != x.shape[-2]:
+        raise ValueError(f"{name}: needs square matrices, got {x._summary()}")
+    return x
+
+
+def _floating(name: str, x: Tensor, *, square: bool = False) -> Tensor:
+    """Matrices of a floating dtype; integers become the default float."""
+    x = _matrices(name, x, square=square)
+    if x.dtype.is_floating or x.dtype.is_complex:
+        return x
+    spec = spec_of(DEFAULT_FLOAT, x.device)
+    return wrap(spec.call["astype"](x._data), spec)
+
+
+def diagonal(x: Tensor, /, *, offset: int = 0) -> Tensor:
+    """The diagonals *offset* above the main one: [..., min(M, N) or fewer].
+
+    Raises:
+        ValueError: for fewer than two axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.diagonal(fa.asarray([[1, 2], [3, 4]]))
+        Tensor([1, 4])
+    """
+    x = _matrices("diagonal", x)
+    return wrap(x._spec.call["diagonal"](x._data, operator.index(offset)), x._spec)
+
+
+def trace(x: Tensor, /, *, offset: int = 0, dtype: Any = None) -> Tensor:
+    """The sums of the diagonals *offset* above the main one, with the dtype rules of ``sum``.
+
+    Raises:
+        ValueError: for fewer than two axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.trace(fa.asarray([[1, 2], [3, 4]]))
+        Tensor(5)
+    """
+    return sum_(diagonal(_matrices("trace", x), offset=offset), axis=-1, dtype=dtype)
+
+
+# Decompositions and solvers.
+
+
+def _named_results(x: Tensor, name: str, *arguments: Any) -> tuple[Any, ...]:
+    try:
+        found = x._spec.call[name](x._data, *arguments)
+    except ValueError as error:  # the libraries' LinAlgError is one
+        raise ValueError(f"{name}: {error}, for {x._summary()}") from error
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _wrapped(x: Tensor, data: Any) -> Tensor:
+    return wrap(data, spec_of(x.device.backend.dtype_of(data), x.device))
+
+
+def cholesky(x: Tensor, /, *, upper: bool = False) -> Tensor:
+    """The triangular L with x = L L^H (or U with x = U^H U for *upper*) of positive definite matrices.
+
+    Raises:
+        ValueError: for matrices that are not square or not positive definite.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.cholesky(fa.asarray([[4.0, 0.0], [0.0, 9.0]]))
+        Tensor([[2., 0.],
+                [0., 3.]])
+    """
+    x = _floating("cholesky", x, square=True)
+    return wrap(*_named_results(x, "cholesky", bool(upper)), x._spec)
+
+
+def inv(x: Tensor, /) -> Tensor:
+    """The inverses of square matrices.
+
+    Raises:
+        ValueError: for matrices that are not square or singular.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.inv(fa.asarray([[2.0, 0.0], [0.0, 4.0]]))
+        Tensor([[0.5 , 0.  ],
+                [0.  , 0.25]])
+    """
+    x = _floating("inv", x, square=True)
+    return wrap(*_named_results(x, "inv"), x._spec)
+
+
+def det(x: Tensor, /) -> Tensor:
+    """The determinants of square matrices.
+
+    Raises:
+        ValueError: for matrices that are not square.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.det(fa.asarray([[2.0, 0.0], [0.0, 4.0]]))
+        Tensor(8.)
+    """
+    x = _floating("det", x, square=True)
+    return wrap(*_named_results(x, "det"), x._spec)
+
+
+def slogdet(x: Tensor, /) -> SlogdetResult:
+    """Sign and logarithm of the absolute value of the determinants: no overflow for large matrices.
+
+    Raises:
+        ValueError: for matrices that are not square.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.slogdet(-fa.eye(3)).sign
+        Tensor(-1.)
+    """
+    x = _floating("slogdet", x, square=True)
+    sign, logabsdet = _named_results(x, "slogdet")
+    return SlogdetResult(wrap(sign, x._spec), wrap(logabsdet, spec_of(x.dtype.real, x.device)))
+
+
+def solve(x1: Tensor, x2: Tensor, /) -> Tensor:
+    """The solutions of x1 @ y = x2, for x1 [..., M, M] and x2 [M] or [..., M, K].
+
+    Raises:
+        ValueError: for matrices that are not square or singular, or lengths that do not fit.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.solve(fa.asarray([[2.0, 0.0], [0.0, 4.0]]), fa.asarray([2.0, 2.0]))
+        Tensor([1. , 0.5])
+    """
+    x1, x2 = _floating("solve", x1, square=True), tensor("solve", x2, "x2")
+    spec, (left, right) = unify("solve", x1, x2)
+    if not x2.ndim or x2.shape[-2 if x2.ndim > 1 else 0] != x1.shape[-1]:
+        raise ValueError(f"solve: {x2._summary()} does not fit the matrices {x1._summary()}")
+    a, b = wrap(left, spec), wrap(right, spec)
+    vector = b.ndim == 1
+    b = reshape(b, (*b.shape, 1)) if vector else b
+    stack = broadcast("solve (stacks)", a.shape[:-2], b.shape[:-2])
+    a, b = broadcast_to(a, (*stack, *a.shape[-2:])), broadcast_to(b, (*stack, *b.shape[-2:]))
+    try:
+        result = wrap(spec.call["solve"](a._data, b._data), spec)
+    except ValueError as error:  # the libraries' LinAlgError is one
+        raise ValueError(f"solve: {error}, for {x1._summary()}") from error
+    return reshape(result, result.shape[:-1]) if vector else result
+
+
+def qr(x: Tensor, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRResult:
+    """Orthonormal Q and upper triangular R with x = Q R: [..., M, K] and [..., K, N], K = min(M, N), or M for ``complete``.
+
+    Raises:
+        ValueError: for another *mode* or fewer than two axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.qr(fa.ones((3, 2))).Q.shape
+        (3, 2)
+    """
+    if mode not in ("reduced", "complete"):
+        raise ValueError(f"qr: mode must be 'reduced' or 'complete', got {mode!r}")
+    x = _floating("qr", x)
+    q, r = _named_results(x, "qr", mode)
+    return QRResult(wrap(q, x._spec), wrap(r, x._spec))
+
+
+def eigh(x: Tensor, /) -> EighResult:
+    """Eigenvalues, ascending, and eigenvectors (columns) of symmetric or Hermitian matrices; the lower triangle is read.
+
+    Raises:
+        ValueError: for matrices that are not square.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.eigh(fa.asarray([[2.0, 0.0], [0.0, 1.0]])).eigenvalues
+        Tensor([1., 2.])
+    """
+    x = _floating("eigh", x, square=True)
+    values, vectors = _named_results(x, "eigh")
+    return EighResult(wrap(values, spec_of(x.dtype.real, x.device)), wrap(vectors, x._spec))
+
+
+def eigvalsh(x: Tensor, /) -> Tensor:
+    """The eigenvalues of :func:`eigh`.
+
+    Raises:
+        ValueError: for matrices that are not square.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.eigvalsh(fa.asarray([[2.0, 0.0], [0.0, 1.0]]))
+        Tensor([1., 2.])
+    """
+    x = _floating("eigvalsh", x, square=True)
+    return wrap(*_named_results(x, "eigvalsh"), spec_of(x.dtype.real, x.device))
+
+
+def eig(x: Tensor, /) -> EigResult:
+    """Eigenvalues, in no order, and eigenvectors (columns) of square matrices: complex also for real ones.
+
+    Raises:
+        ValueError: for matrices that are not square.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.eig(fa.eye(2)).eigenvalues
+        Tensor([1.+0.j, 1.+0.j])
+    """
+    x = _floating("eig", x, square=True)
+    spec = spec_of(x.dtype.complex, x.device)
+    values, vectors = (spec.call["astype"](one) for one in _named_results(x, "eig"))
+    return EigResult(wrap(values, spec), wrap(vectors, spec))
+
+
+def eigvals(x: Tensor, /) -> Tensor:
+    """The eigenvalues of :func:`eig`.
+
+    Raises:
+        ValueError: for matrices that are not square.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.eigvals(fa.eye(2))
+        Tensor([1.+0.j, 1.+0.j])
+    """
+    x = _floating("eigvals", x, square=True)
+    spec = spec_of(x.dtype.complex, x.device)
+    return wrap(spec.call["astype"](*_named_results(x, "eigvals")), spec)
+
+
+def svd(x: Tensor, /, *, full_matrices: bool = True) -> SVDResult:
+    """The singular value decomposition x = U S Vh, with the values descending: [..., M, K], [..., K], [..., K, N].
+
+    Raises:
+        ValueError: for fewer than two axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.svd(fa.ones((3, 2)), full_matrices=False).U.shape
+        (3, 2)
+    """
+    x = _floating("svd", x)
+    u, s, vh = _named_results(x, "svd", bool(full_matrices))
+    return SVDResult(wrap(u, x._spec), wrap(s, spec_of(x.dtype.real, x.device)), wrap(vh, x._spec))
+
+
+def svdvals(x: Tensor, /) -> Tensor:
+    """The singular values of :func:`svd`.
+
+    Raises:
+        ValueError: for fewer than two axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.svdvals(fa.eye(2))
+        Tensor([1., 1.])
+    """
+    x = _floating("svdvals", x)
+    return wrap(*_named_results(x, "svdvals"), spec_of(x.dtype.real, x.device))
+
+
+def _relative_tolerance(x: Tensor, rtol: float | Tensor | None) -> Any:
+    if rtol is None:
+        from_dtype = {Dtype.F64: 2.0**-52, Dtype.F32: 2.0**-23, Dtype.F16: 2.0**-10, Dtype.BF16: 2.0**-7}
+        return max(x.shape[-2:]) * from_dtype[x.dtype.real]
+    return rtol[..., None] if isinstance(rtol, Tensor) else rtol
+
+
+def matrix_rank(x: Tensor, /, *, rtol: float | Tensor | None = None) -> Tensor:
+    """How many singular values exceed *rtol* times the largest; max(M, N) times the dtype's eps by default. int64.
+
+    Raises:
+        ValueError: for fewer than two axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.matrix_rank(fa.ones((3, 3)))
+        Tensor(1)
+    """
+    x = _floating("matrix_rank", x)
+    values = svdvals(x)
+    if not values.shape[-1]:
+        return count_nonzero(values, axis=-1)
+    bound = multiply(max_(values, axis=-1, keepdims=True), _relative_tolerance(x, rtol))
+    return count_nonzero(greater(values, bound), axis=-1)
+
+
+def pinv(x: Tensor, /, *, rtol: float | Tensor | None = None) -> Tensor:
+    """The Moore-Penrose pseudo-inverses, singular values up to *rtol* times the largest counting as zero.
+
+    Raises:
+        ValueError: for fewer than two axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.pinv(fa.asarray([[2.0], [0.0]]))
+        Tensor([[0.5, 0. ]])
+    """
+    x = _floating("pinv", x)
+    u, s, vh = svd(x, full_matrices=False)
+    if s.size == 0:
+        return matrix_transpose(conj(x)).copy()
+    large = greater(s, multiply(max_(s, axis=-1, keepdims=True), _relative_tolerance(x, rtol)))
+    inverse = where(large, divide(1.0, where(large, s, 1.0)), 0.0 * s)
+    return matmul(conj(matrix_transpose(vh)), multiply(inverse[..., None], conj(matrix_transpose(u))))
+
+
+def matrix_power(x: Tensor, n: int, /) -> Tensor:
+    """Square matrices multiplied *n* times; the inverse that often for negative *n*.
+
+    Raises:
+        ValueError: for matrices that are not square, or singular ones and a negative *n*.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.matrix_power(fa.asarray([[1, 1], [0, 1]]), 3)
+        Tensor([[1, 3],
+                [0, 1]])
+    """
+    x = _matrices("matrix_power", x, square=True)
+    _numeric("matrix_power", x._spec)
+    count = operator.index(n)
+    if count < 0:
+        x, count = inv(x), -count
+    identity = wrap(x._spec.call["eye"](x.shape[-1], x.shape[-1], 0), x._spec)
+    result: Tensor | None = None
+    while count:
+        if count & 1:
+            result = x if result is None else matmul(result, x)
+        count >>= 1
+        x = matmul(x, x) if count else x
+    return broadcast_to(identity, x.shape).copy() if result is None else result.copy()
+
+
+# Norms.
+
+
+def vector_norm(
+    x: Tensor, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2
+) -> Tensor:
+    """The *ord*-norm of vectors along *axis* (all elements for None): (sum of |x|**ord)**(1/ord).
+
+    ``inf`` and ``-inf`` give the greatest and least |x|, 0 the number of elements that are not zero. Real.
+
+    Raises:
+        IndexError: for an axis out of bounds.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.vector_norm(fa.asarray([3.0, 4.0]))
+        Tensor(5.)
+    """
+    x = tensor("vector_norm", x)
+    if not (x.dtype.is_floating or x.dtype.is_complex):
+        x = wrap(spec_of(DEFAULT_FLOAT, x.device).call["astype"](x._data), spec_of(DEFAULT_FLOAT, x.device))
+    axes = normalize_axes("vector_norm", axis, x.ndim)
+    size = abs_(x)
+    if ord in (math.inf, -math.inf):
+        if ord > 0 and any(x.shape[a] == 0 for a in axes):
+            return sum_(size, axis=axes, keepdims=keepdims)
+        return (max_ if ord > 0 else min_)(size, axis=axes, keepdims=keepdims)
+    if ord == 0:
+        return sum_(not_equal(x, 0).astype(size.dtype), axis=axes, keepdims=keepdims)
+    if ord == 1:
+        return sum_(size, axis=axes, keepdims=keepdims)
+    if ord == 2:
+        return sqrt(sum_(multiply(size, size), axis=axes, keepdims=keepdims))
+    return pow(sum_(pow(size, float(ord)), axis=axes, keepdims=keepdims), 1.0 / ord)
+
+
+def matrix_norm(
+    x: Tensor, /, *, keepdims: bool = False, ord: float | Literal["fro", "nuc"] | None = "fro"
+) -> Tensor:
+    """A norm of matrices: ``fro`` (Frobenius), ``nuc`` (sum of singular values), 1 and -1 (greatest and least column sum),
+    2 and -2 (greatest and least singular value), inf and -inf (greatest and least row sum). Real.
+
+    Raises:
+        ValueError: for another *ord* or fewer than two axes.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.linalg.matrix_norm(fa.asarray([[3.0, 0.0], [4.0, 0.0]]))
+        Tensor(5.)
+    """
+    x = _floating("matrix_norm", x)
+    size = abs_(x)
+    if ord is None or ord == "fro":
+        return vector_norm(x, axis=(-2, -1), keepdims=keepdims)
+    if ord in ("nuc", 2, -2):
+        values = svdvals(x)
+        reduce: Any = {"nuc": sum_, 2: max_, -2: min_}[ord]
+        result: Tensor = sum_(values, axis=-1) if not values.shape[-1] else reduce(values, axis=-1)
+        return reshape(result, (*result.shape, 1, 1)) if keepdims else result
+    if ord in (1, -1, math.inf, -math.inf):
+        sums = sum_(size, axis=-2 if abs(ord) == 1 else -1, keepdims=True)
+        pick = max_ if ord > 0 else min_
+        result = sum_(sums, axis=(-2, -1), keepdims=True) if 0 in sums.shape[-2:] else pick(sums, axis=(-2, -1), keepdims=True)
+        return result if keepdims else reshape(result, result.shape[:-2])
+    raise ValueError(f"matrix_norm: ord must be 'fro', 'nuc', 1, -1, 2, -2, inf or -inf, got {ord!r}")

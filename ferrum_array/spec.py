@@ -1,0 +1,119 @@
+"""What all tensors of one dtype on one device have in common, interned: the pair, and the functions for it.
+
+A tensor carries one Spec instead of a dtype and a device, so that the way of ``a + b`` is one identity test, one look
+up and one call. This is the clever place of the package; everything else is plain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import RLock
+from typing import Any, final
+
+from ferrum_array.device import Device
+from ferrum_array.dtype import Dtype
+
+__all__ = ["ELEMENTWISE", "Spec", "accepts", "spec_of"]
+
+_REAL = ("integral", "real floating")
+_NUMERIC = (*_REAL, "complex floating")
+_FLOATING = ("real floating", "complex floating")
+_BITS = ("bool", "integral")
+_ALL = ("bool", *_NUMERIC)
+
+#: Which kinds of dtype each elementwise function takes (array API standard 2025.12). Where integers are missing from
+#: a floating function they are first converted to the default floating dtype; everything else is refused.
+ELEMENTWISE: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("add", "subtract", "multiply", "pow", "negative", "positive", "abs", "square", "sign"), _NUMERIC),
+    **dict.fromkeys(("divide", "exp", "expm1", "log", "log1p", "log2", "log10", "sqrt", "reciprocal"), _FLOATING),
+    **dict.fromkeys(("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh"), _FLOATING),
+    **dict.fromkeys(("asinh", "acosh", "atanh"), _FLOATING),
+    **dict.fromkeys(("atan2", "copysign", "hypot", "logaddexp", "nextafter", "signbit"), ("real floating",)),
+    **dict.fromkeys(("floor_divide", "remainder", "maximum", "minimum", "floor", "ceil", "trunc"), _REAL),
+    **dict.fromkeys(("less", "less_equal", "greater", "greater_equal", "clip"), _REAL),
+    **dict.fromkeys(("round", "real", "isfinite", "isinf", "isnan"), _NUMERIC),
+    "conj": _NUMERIC,
+    "imag": ("complex floating",),
+    **dict.fromkeys(("equal", "not_equal"), _ALL),
+    **dict.fromkeys(("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_invert"), _BITS),
+    **dict.fromkeys(("bitwise_left_shift", "bitwise_right_shift"), ("integral",)),
+    **dict.fromkeys(("logical_and", "logical_or", "logical_xor", "logical_not"), ("bool",)),
+}
+
+#: Elementwise functions of two operands whose result is boolean.
+COMPARISONS = frozenset(("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"))
+
+_OPERATORS = (
+    *("add", "subtract", "multiply", "divide", "floor_divide", "remainder", "pow"),
+    *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift"),
+    *sorted(COMPARISONS),
+)
+
+
+def accepts(name: str, dtype: Dtype) -> bool:
+    """Whether the elementwise function *name* is defined for *dtype* as it is."""
+    kinds = ELEMENTWISE[name]
+    return dtype.kind in kinds or (dtype.is_integer and "integral" in kinds)
+
+
+class _Calls(dict[str, Callable[..., Any]]):
+    """Raw functions by name, each asked of the backend once."""
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+
+    def __missing__(self, name: str) -> Callable[..., Any]:
+        function = self[name] = self._spec.device.backend.implement(name, self._spec.dtype)
+        return function
+
+
+@final
+class Spec:
+    """The dtype and device of a tensor, with the storage library's functions for them.
+
+    ``call[name]`` is the raw function; ``operators[name]`` the same for the operators whose result has the operands'
+    dtype (or bool), None for those that must take the long way; ``scalars`` the Python types they take as they are.
+    """
+
+    __slots__ = ("__weakref__", "array_type", "call", "device", "dtype", "operators", "results", "scalars")
+
+    def __init__(self, dtype: Dtype, device: Device) -> None:
+        self.dtype = dtype
+        self.device = device
+        self.call = _Calls(self)
+
+        backend = device.backend
+        self.array_type = backend.array_type
+        self.scalars = backend.scalars(dtype)
+        self.operators = {n: backend.fast_operator(n, dtype) if accepts(n, dtype) else None for n in _OPERATORS}
+        truth = self if dtype is Dtype.BOOL else spec_of(Dtype.BOOL, device)
+        self.results = {n: truth if n in COMPARISONS else self for n in _OPERATORS}
+
+    def __repr__(self) -> str:
+        return f"Spec({self.dtype}, {self.device})"
+
+
+_specs: dict[tuple[Dtype, Device], Spec] = {}
+_making = RLock()  # making one Spec may make that of bool first
+
+
+def spec_of(dtype: Dtype, device: Device) -> Spec:
+    """The one Spec of *dtype* on *device*.
+
+    Raises:
+        TypeError: if the device has no such dtype; the message lists those that it has.
+    """
+    spec = _specs.get((dtype, device))
+    if spec is None:
+        if not device.supports(dtype):
+            names = ", ".join(d.standard_name for d in Dtype.all() if device.supports(d))
+            raise TypeError(
+                f"device {device} ({device.backend.library}) has no {dtype}; it has {names}. "
+                "Convert to one of these, or keep this tensor on device 'cpu'"
+            )
+        with _making:
+            spec = _specs.get((dtype, device)) or Spec(dtype, device)
+            _specs[dtype, device] = spec
+    return spec
