@@ -40,7 +40,8 @@ def asarray(
     """A tensor from a number, nested sequences of numbers or tensors, a NumPy array, a buffer, DLPack, or a tensor.
 
     Python numbers take the default dtype of their kind: bool, int64, float32 or complex64; arrays keep theirs. With
-    ``copy=None`` memory is shared where possible: our own writes then copy first, and so never reach *obj*.
+    ``copy=None`` memory is shared where possible: our own writes then copy first, and so never reach *obj*. A tensor of
+    which nothing is to be changed is returned itself.
 
     Args:
         dtype: the dtype of the result. device: where it shall lie; for tensors their own device by default.
@@ -113,8 +114,8 @@ def _from_tensor(x: Tensor, dtype: Dtype | None, device: Device | str | None, co
     result = x if dtype in (None, x.dtype) else converted("asarray", x, dtype or x.dtype)
     result = result if target is x.device else transfer(result, target)
     if result is x and copy:
-        return x.copy()
-    return wrap(result._data, result._spec) if result is x else result
+        return wrap(x._spec.call["copy"](x._data), x._spec)
+    return result
 
 
 def converted(name: str, x: Tensor, dtype: Dtype) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 from ferrum_array.creation import converted
 from ferrum_array.device import Device
 from ferrum_array.dispatch import tensor
-from ferrum_array.dtype import Dtype, promote_dtypes, weak_promote
+from ferrum_array.dtype import Dtype, integer_limits, promote_dtypes, weak_promote
 from ferrum_array.tensor import Tensor
 
 __all__ = ["astype", "can_cast", "finfo", "iinfo", "result_type"]
@@ -138,5 +138,5 @@ def iinfo(type: Any, /) -> IntegerInfo:
     dtype = _dtype(type)
     if not dtype.is_integer:
         raise TypeError(f"iinfo: {dtype} is not an integer dtype; see finfo()")
-    low = -(1 << (dtype.bits - 1)) if dtype.kind == "signed integer" else 0
-    return IntegerInfo(dtype.bits, low + (1 << dtype.bits) - 1, low, dtype)
+    low, high = integer_limits(dtype)
+    return IntegerInfo(dtype.bits, high, low, dtype)

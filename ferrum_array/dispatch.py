@@ -11,8 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 from ferrum_array.backends import host
 from ferrum_array.device import CPU, Device
-from ferrum_array.dtype import Dtype, promote_dtypes, weak_promote
-from ferrum_array.spec import ELEMENTWISE, Spec, accepts, spec_of
+from ferrum_array.dtype import Dtype, integer_limits, promote_dtypes, weak_promote
+from ferrum_array.spec import COMPARISONS, ELEMENTWISE, Spec, accepts, spec_of
 from ferrum_array.tensor import Scalar, Tensor, wrap
 
 __all__ = [
@@ -90,10 +90,19 @@ def one_device(name: str, tensors: Iterable[Tensor]) -> Device:
     return found.device
 
 
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "equal": operator.eq,
+    "not_equal": operator.ne,
+    "less": operator.lt,
+    "less_equal": operator.le,
+    "greater": operator.gt,
+    "greater_equal": operator.ge,
+}
+
+
 def _scalar_fits(name: str, value: Scalar, dtype: Dtype) -> None:
     if dtype.is_integer and not isinstance(value, (float, complex)):
-        low = -(1 << (dtype.bits - 1)) if dtype.kind == "signed integer" else 0
-        high = low + (1 << dtype.bits) - 1
+        low, high = integer_limits(dtype)
         if not low <= value <= high:
             raise OverflowError(f"{name}: the Python integer {value} is outside {dtype}, which holds {low} to {high}")
 
@@ -227,6 +236,10 @@ def binary(name: str, doc: str) -> Binary:
     """The elementwise function *name* of two operands, with its result in their common dtype (or bool)."""
 
     def function(x1: Operand, x2: Operand, /) -> Tensor:
+        if name in COMPARISONS and (x1.__class__ is int or x2.__class__ is int):
+            certain = _certain(name, x1, x2)
+            if certain is not None:
+                return certain
         spec, (left, right) = unify(name, x1, x2)
         if not accepts(name, spec.dtype):
             spec = suited(name, spec)
@@ -235,6 +248,19 @@ def binary(name: str, doc: str) -> Binary:
         return wrap(spec.call[name](left, right), spec.results.get(name, spec))
 
     return _named(function, name, doc)
+
+
+def _certain(name: str, x1: Operand, x2: Operand) -> Tensor | None:
+    """A comparison of an integer tensor with a Python integer outside its dtype: every element compares alike."""
+    for x, number, reflected in ((x1, x2, False), (x2, x1, True)):
+        if isinstance(x, Tensor) and x.dtype.is_integer and number.__class__ is int:
+            low, high = integer_limits(x.dtype)
+            if low <= number <= high:  # type: ignore[operator]  # an int
+                return None
+            sides = (number, 0) if reflected else (0, number)
+            spec = spec_of(Dtype.BOOL, x.device)
+            return wrap(spec.call["full"](x.shape, _COMPARE[name](*sides)), spec)
+    return None
 
 
 def _named(function: _F, name: str, doc: str) -> _F:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, final
 
 Kind = Literal["bool", "signed integer", "unsigned integer", "real floating", "complex floating"]
 
-__all__ = ["Dtype", "Kind", "isdtype", "promote_dtypes", "weak_promote"]
+__all__ = ["Dtype", "Kind", "integer_limits", "isdtype", "promote_dtypes", "weak_promote"]
 
 
 @final
@@ -237,6 +237,18 @@ def weak_promote(dtype: Dtype, scalar: type) -> Dtype:
     if _RANK[default.kind] <= _RANK[dtype.kind]:
         return dtype
     return dtype.complex if default.is_complex and dtype.is_floating else default
+
+
+def integer_limits(dtype: Dtype) -> tuple[int, int]:
+    """The least and the greatest value of an integer dtype.
+
+    Examples:
+        >>> from ferrum_array.dtype import Dtype, integer_limits
+        >>> integer_limits(Dtype.I8)
+        (-128, 127)
+    """
+    low = -(1 << (dtype.bits - 1)) if dtype.kind == "signed integer" else 0
+    return low, low + (1 << dtype.bits) - 1
 
 
 _KINDS: dict[str, tuple[Kind, ...]] = {

@@ -13,7 +13,7 @@ from typing import Any, final
 from ferrum_array.device import Device
 from ferrum_array.dtype import Dtype
 
-__all__ = ["ELEMENTWISE", "Spec", "accepts", "spec_of"]
+__all__ = ["COMPARISONS", "ELEMENTWISE", "Spec", "accepts", "spec_of"]
 
 _REAL = ("integral", "real floating")
 _NUMERIC = (*_REAL, "complex floating")

@@ -39,17 +39,20 @@ def _operator(name: str, symbol: str) -> Callable[[Tensor, Any], Any]:
         spec = self._spec
         operator = spec.operators[name]
         if operator is not None:
-            if other.__class__ is Tensor:
-                if other._spec is spec:
+            try:
+                if other.__class__ is Tensor:
+                    if other._spec is spec:
+                        result = _new(Tensor)
+                        result._data = operator(self._data, other._data)
+                        result._spec = spec.results[name]
+                        return result
+                elif other.__class__ in spec.scalars:
                     result = _new(Tensor)
-                    result._data = operator(self._data, other._data)
+                    result._data = operator(self._data, other)
                     result._spec = spec.results[name]
                     return result
-            elif other.__class__ in spec.scalars:
-                result = _new(Tensor)
-                result._data = operator(self._data, other)
-                result._spec = spec.results[name]
-                return result
+            except (ValueError, OverflowError):
+                return getattr(_namespace(), name)(self, other)  # the long way says what is wrong
         if not _operand(other):
             return NotImplemented
         return getattr(_namespace(), name)(self, other)

@@ -128,6 +128,23 @@ class NumpyBackend(SharedBackend):
         return np.where(unusual, np.floor(np.divide(x1, x2)), result) if np.any(unusual) else result
 
 
+    def fn_expm1(self, x: Raw) -> Raw:
+        result = np.expm1(x)
+        if result.dtype.kind != "c" or np.all(np.isfinite(result)):
+            return result
+        # NumPy's formula makes NaN of infinities; the exponential itself has the right limits
+        return np.where(np.isfinite(result), result, np.exp(x) - 1)
+
+    def fn_tanh(self, x: Raw) -> Raw:
+        result = np.tanh(x)
+        if result.dtype.kind != "c" or not np.any(np.isinf(x.real)):
+            return result
+        # C gives the limit's zero the sign of sin(2b), the standard that of b
+        limit = np.empty_like(result)
+        limit.real, limit.imag = np.sign(x.real), np.copysign(0.0, x.imag)
+        return np.where(np.isinf(x.real) & np.isfinite(x.imag), limit, result)
+
+
 class _Probe:
     __slots__ = ("_data",)
 
