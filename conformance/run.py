@@ -121,9 +121,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if not (chosen.suite / "array_api_tests").is_dir():
         parser.error(f"{chosen.suite} is no checkout of array-api-tests: it has no array_api_tests")
     if not any((chosen.suite / "array-api").glob("*")):
-        parser.error(
-            f"{chosen.suite}/array-api is empty; run there: git submodule update --init"
-        )
+        parser.error(f"{chosen.suite}/array-api is empty; run there: git submodule update --init")
     return chosen
 
 
@@ -138,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         failed = failed or bool(found)
         rows.append(f"| {seed} | {line} | {'; '.join(found) if found else 'everything passed'} |")
     print(
-        f"\narray-api-tests, standard {API_VERSION}, device {chosen.device}, {chosen.examples} examples, "
+        f"\narray-api-tests, standard {API_VERSION}, device {chosen.device}, "
+        f"{chosen.examples} examples, "
         f"{datetime.date.today().isoformat()}, Python {platform.python_version()}, "
         f"NumPy {version('numpy')}, Hypothesis {version('hypothesis')}\n"
     )

@@ -96,7 +96,11 @@ SUITE = {
         ("def test_good(): pass\ndef test_bad(): assert 0", 1, "1 failed"),
         ("def test_good(): pass\ndef test_extension(): pass", 1, "1 skipped"),
         ("import pytest\n@pytest.mark.skip(reason='flaky')\ndef test_good(): pass", 0, "1 passed"),
-        ("import pytest\n@pytest.mark.skip(reason='flaky')\ndef test_bad(): assert 0", 1, "1 failed"),
+        (
+            "import pytest\n@pytest.mark.skip(reason='flaky')\ndef test_bad(): assert 0",
+            1,
+            "1 failed",
+        ),
     ],
 )
 def test_a_small_suite(tmp_path: Path, tests: str, status: int, verdict: str) -> None:
