@@ -84,6 +84,7 @@ def command(examples: int, seed: int, jobs: int) -> list[str]:
     return [
         *(sys.executable, "-m", "pytest", "array_api_tests", "-q", "--tb=short", "-rfEsxX"),
         *("-p", "no:cacheprovider", "-p", "everything", "-n", str(jobs)),
+        *("--disable-warnings", "-W", "error::RuntimeWarning"),  # the suite's own are no news
         *("--skips-file", str(HERE / "skips.txt"), "--xfails-file", str(HERE / "xfails.txt")),
         *("--max-examples", str(examples), f"--hypothesis-seed={seed}", "--disable-deadline"),
     ]

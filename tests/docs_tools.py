@@ -1,0 +1,117 @@
+"""What is executable in the documents: code blocks of Markdown pages, examples of docstrings."""
+
+from __future__ import annotations
+
+import doctest
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+_FENCE = re.compile(r"^```(?P<language>[\w-]*)\s*$")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block: its page, the line it starts on, its language and its text."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+
+def blocks(page: Path) -> list[Block]:
+    """The fenced blocks of a Markdown page.
+
+    Raises:
+        ValueError: if a block has no language, or no end.
+    """
+    found: list[Block] = []
+    language, start, lines = "", 0, []
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+        fence = _FENCE.match(line)
+        if not start and fence:
+            if not fence["language"]:
+                raise ValueError(f"{page.name}:{number}: name the block's language, or 'text'")
+            language, start, lines = fence["language"], number, []
+        elif start and fence and not fence["language"]:
+            found.append(Block(page, start, language, "\n".join(lines) + "\n"))
+            start = 0
+        elif start:
+            lines.append(line)
+    if start:
+        raise ValueError(f"{page.name}:{start}: this block has no end")
+    return found
+
+
+def run_python(code: list[Block]) -> None:
+    """Run blocks of one page in order, in one namespace; ``>>>`` sessions with their output."""
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    for block in code:
+        if ">>> " in block.text:
+            session = doctest.DocTestParser().get_doctest(
+                block.text, namespace, block.page.name, str(block.page), block.line
+            )
+            run_examples(session)
+            namespace.update(session.globs)
+        else:
+            # Blank lines in front make line numbers in a traceback those of the page.
+            exec(compile("\n" * block.line + block.text, str(block.page), "exec"), namespace)
+
+
+def run_examples(examples: doctest.DocTest) -> int:
+    """Run a doctest and return how many examples it had.
+
+    Raises:
+        AssertionError: with doctest's own report, if an output differs.
+    """
+    report: list[str] = []
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    failed, attempted = runner.run(examples, out=report.append, clear_globs=False)
+    assert not failed, "".join(report)
+    return attempted
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The commands of a shell block, split into words; comments and prompts left out."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+        if words:
+            yield words
+
+
+def modules(root: Path, packages: list[str], optional: tuple[str, ...]) -> list[str]:
+    """The names of all modules of *packages* in the folder *root*, without those in *optional*."""
+    paths = (path for package in packages for path in sorted((root / package).rglob("*.py")))
+    dotted = (".".join(path.relative_to(root).with_suffix("").parts) for path in paths)
+    names = (name.removesuffix(".__init__") for name in dotted)
+    return [name for name in names if not name.startswith(optional)]
+
+
+def documented(module: ModuleType) -> dict[str, object]:
+    """The functions and classes at home in *module*, by name, private ones included."""
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if callable(value) and getattr(value, "__module__", None) == module.__name__
+    }
+
+
+def examples_of(module: ModuleType) -> list[doctest.DocTest]:
+    """Every docstring of *module* that has examples: its own, its functions', its methods'."""
+    finder = doctest.DocTestFinder()
+    own = doctest.DocTestParser().get_doctest(
+        module.__doc__ or "", {}, module.__name__, module.__file__, 0
+    )
+    found = {own.docstring: own}
+    for name, value in documented(module).items():
+        # False: a function counts also if a factory in another file made it. The attributes of
+        # a class may be anybody's, NumPy's array type for one, so there the file does matter.
+        home = module if isinstance(value, type) else False
+        for test in finder.find(value, f"{module.__name__}.{name}", module=home, globs={}):
+            found.setdefault(test.docstring, test)
+    return [test for test in found.values() if test.examples]

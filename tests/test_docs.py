@@ -1,0 +1,170 @@
+"""The documents say what is true: their code runs, and their commands exist."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from tests import docs_tools
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+
+#: modules that import a library which is not installed everywhere
+OPTIONAL = (
+    *("ferrum_array.backends.cupy", "ferrum_array.backends.mlx"),
+    *("ferrum_ops.kernels.cuda", "ferrum_ops.kernels.mlx", "ferrum_ops.kernels.cpu"),
+)
+MODULES = docs_tools.modules(ROOT, PACKAGES, OPTIONAL)
+
+#: public modules besides the packages themselves, whose functions must all have an example
+PUBLIC = [
+    *("ferrum_array", "ferrum_array.linalg", "ferrum_array.fft", "ferrum_array.random"),
+    *("ferrum_array.io", "ferrum_array.testing", "ferrum_ops", "ferrum_models"),
+]
+
+
+def named(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_python_blocks_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = [block for block in docs_tools.blocks(page) if block.language == "python"]
+    monkeypatch.chdir(tmp_path)
+    docs_tools.run_python(code)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_shell_blocks_are_true(page: Path, tmp_path: Path) -> None:
+    """Commands of ours run; ``make``, ``pip`` and scripts name what exists."""
+    for block in docs_tools.blocks(page):
+        if block.language == "sh":
+            for words in docs_tools.commands(block):
+                check_command(words, tmp_path)
+
+
+def check_command(words: list[str], scratch: Path) -> None:
+    program, *arguments = words
+    if program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert arguments[0] in targets, f"the Makefile has no {arguments[0]}"
+    elif program == "pip":
+        extras = re.findall(r"ferrum\[([\w,]+)\]", " ".join(arguments))
+        asked = {extra for group in extras for extra in group.split(",")}
+        assert asked <= PROJECT["project"]["optional-dependencies"].keys(), words
+    elif program == "python":
+        script = next(word for word in arguments if not word.startswith("-"))
+        assert (ROOT / script).exists() or script in ("pytest",), f"there is no {script}"
+    elif program.startswith("FERRUM_"):
+        check_command(arguments, scratch)
+    else:
+        assert program == "ferrum", f"unknown command in a document: {words}"
+        done = subprocess.run(
+            [sys.executable, "-m", "ferrum_models.cli", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=scratch,
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{named(page)} links to {target}"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_docstrings_run(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for examples in docs_tools.examples_of(importlib.import_module(name)):
+        docs_tools.run_examples(examples)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_functions_have_examples(name: str) -> None:
+    """Each public function and class, wherever it is defined, shows its use."""
+    module = importlib.import_module(name)
+    assert module.__all__, f"{name} does not say what is public"
+    without = [
+        public
+        for public in module.__all__
+        if callable(value := getattr(module, public))
+        and (inspect.isclass(value) or inspect.isfunction(value))
+        and ">>> " not in (value.__doc__ or "")
+    ]
+    assert without == []
+
+
+# The helpers can fail.
+
+
+def page_with(folder: Path, text: str) -> Path:
+    page = folder / "page.md"
+    page.write_text(text)
+    return page
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("```python\nassert 1 + 1 == 3\n```\n", AssertionError),
+        ("```python\n>>> 1 + 1\n3\n```\n", AssertionError),
+        ("```python\nx = 1\n```\ntext\n```python\nassert x == 2\n```\n", AssertionError),
+        ("```python\nundefined\n```\n", NameError),
+    ],
+)
+def test_a_wrong_block_is_found(tmp_path: Path, text: str, error: type[Exception]) -> None:
+    found = docs_tools.blocks(page_with(tmp_path, text))
+    with pytest.raises(error):
+        docs_tools.run_python(found)
+
+
+def test_blocks_of_a_page_share_names(tmp_path: Path) -> None:
+    text = (
+        "```python\nx = 1\n```\n```python\n>>> x + 1\n2\n>>> y = x\n```\n```python\ny += x\n```\n"
+    )
+    docs_tools.run_python(docs_tools.blocks(page_with(tmp_path, text)))
+
+
+@pytest.mark.parametrize("text", ["```\nx\n```\n", "```python\nx\n"])
+def test_a_broken_block_is_found(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"page\.md:1"):
+        docs_tools.blocks(page_with(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["make nonsense", "pip install 'ferrum[nonsense]'", "python nonsense.py", "curl nonsense"],
+)
+def test_a_wrong_command_is_found(line: str, tmp_path: Path) -> None:
+    (block,) = docs_tools.blocks(page_with(tmp_path, f"```sh\n{line}\n```\n"))
+    (words,) = docs_tools.commands(block)
+    with pytest.raises(AssertionError):
+        check_command(words, tmp_path)
+
+
+def test_a_wrong_docstring_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wrong_examples.py").write_text(
+        "class A:\n    def method(self):\n        '''\n        >>> 1\n        2\n        '''\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    (examples,) = docs_tools.examples_of(importlib.import_module("wrong_examples"))
+    with pytest.raises(AssertionError, match="Expected"):
+        docs_tools.run_examples(examples)
