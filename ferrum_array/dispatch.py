@@ -36,6 +36,8 @@ Operand = Tensor | Scalar
 #: What integers and booleans become in functions that are defined for floating-point numbers only.
 DEFAULT_FLOAT = Dtype.F32
 
+_new = object.__new__
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -200,8 +202,12 @@ def unary(name: str, doc: str) -> Unary:
         if x.__class__ is not Tensor:
             x = tensor(name, x)
         spec = x._spec
-        if accepts(name, spec.dtype):
-            return wrap(spec.call[name](x._data), spec)
+        direct = spec.direct[name]
+        if direct is not None:
+            result: Tensor = _new(Tensor)
+            result._data = direct(x._data)
+            result._spec = spec
+            return result
         spec = suited(name, spec)
         return wrap(spec.call[name](spec.call["astype"](x._data)), spec)
 
@@ -245,7 +251,7 @@ def binary(name: str, doc: str) -> Binary:
             spec = suited(name, spec)
             left, right = spec.call["astype"](left), spec.call["astype"](right)
         broadcast(name, tuple(left.shape), tuple(right.shape))
-        return wrap(spec.call[name](left, right), spec.results.get(name, spec))
+        return wrap(spec.call[name](left, right), spec_of(Dtype.BOOL, spec.device) if name in COMPARISONS else spec)
 
     return _named(function, name, doc)
 

@@ -69,27 +69,47 @@ class _Calls(dict[str, Callable[..., Any]]):
         return function
 
 
+class _Direct(dict[str, Callable[..., Any] | None]):
+    """Raw functions of one tensor whose result has its dtype, or None where the function does not take that dtype."""
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+
+    def __missing__(self, name: str) -> Callable[..., Any] | None:
+        dtype = self._spec.dtype
+        fits = (dtype.is_floating or dtype.is_complex) if name == "total" else accepts(name, dtype)
+        function = self[name] = self._spec.call[name] if fits else None
+        return function
+
+
 @final
 class Spec:
     """The dtype and device of a tensor, with the storage library's functions for them.
 
-    ``call[name]`` is the raw function; ``operators[name]`` the same for the operators whose result has the operands'
-    dtype (or bool), None for those that must take the long way; ``scalars`` the Python types they take as they are.
+    ``call[name]`` is the raw function. ``operators[name]`` is that of two operands with the Spec of its result, and
+    ``direct[name]`` that of one whose result has the same Spec; None where the long way must be taken. ``scalars`` are
+    the Python types that operators take as they are.
     """
 
-    __slots__ = ("__weakref__", "array_type", "call", "device", "dtype", "operators", "results", "scalars")
+    __slots__ = ("__weakref__", "array_type", "call", "device", "direct", "dtype", "operators", "scalars")
 
     def __init__(self, dtype: Dtype, device: Device) -> None:
         self.dtype = dtype
         self.device = device
         self.call = _Calls(self)
-
+        self.direct = _Direct(self)
         backend = device.backend
         self.array_type = backend.array_type
         self.scalars = backend.scalars(dtype)
-        self.operators = {n: backend.fast_operator(n, dtype) if accepts(n, dtype) else None for n in _OPERATORS}
         truth = self if dtype is Dtype.BOOL else spec_of(Dtype.BOOL, device)
-        self.results = {n: truth if n in COMPARISONS else self for n in _OPERATORS}
+        self.operators: dict[str, tuple[Callable[..., Any], Spec] | None] = {
+            name: (backend.fast_operator(name, dtype), truth if name in COMPARISONS else self)
+            if accepts(name, dtype)
+            else None
+            for name in _OPERATORS
+        }
 
     def __repr__(self) -> str:
         return f"Spec({self.dtype}, {self.device})"

@@ -42,14 +42,16 @@ def _operator(name: str, symbol: str) -> Callable[[Tensor, Any], Any]:
             try:
                 if other.__class__ is Tensor:
                     if other._spec is spec:
+                        function, kind = operator
                         result = _new(Tensor)
-                        result._data = operator(self._data, other._data)
-                        result._spec = spec.results[name]
+                        result._data = function(self._data, other._data)
+                        result._spec = kind
                         return result
                 elif other.__class__ in spec.scalars:
+                    function, kind = operator
                     result = _new(Tensor)
-                    result._data = operator(self._data, other)
-                    result._spec = spec.results[name]
+                    result._data = function(self._data, other)
+                    result._spec = kind
                     return result
             except (ValueError, OverflowError):
                 return getattr(_namespace(), name)(self, other)  # the long way says what is wrong
@@ -245,7 +247,7 @@ class Tensor(Interchange, Methods):
         spec = self._spec
         if other.__class__ is Tensor and other._spec is spec and spec.dtype.kind != "bool":
             left, right = self._data, other._data
-            if len(left.shape) == len(right.shape) == 2 and left.shape[1] == right.shape[0]:
+            if left.ndim == right.ndim == 2 and left.shape[1] == right.shape[0]:
                 result = _new(Tensor)
                 result._data = spec.call["matmul"](left, right)
                 result._spec = spec

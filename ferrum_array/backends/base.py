@@ -12,6 +12,7 @@ elementwise (two operands)          ``f(x1, x2)``: one dtype, shapes broadcast; 
 ``clip``                            ``f(x, lower, upper)``: arrays of one dtype, or None
 ``where``                           ``f(condition, x1, x2)``
 ``sum prod``                        ``f(x, axes, keepdims)``: *x* already has the result's dtype
+``total``                           ``f(x)``: the sum of all elements, in the dtype of *x*
 ``max min mean all any``            ``f(x, axes, keepdims)``: axes a tuple of non-negative ints
 ``count_nonzero``                   ``f(x, axes, keepdims)`` -> int64
 ``var std``                         ``f(x, axes, correction, keepdims)``

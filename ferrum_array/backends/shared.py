@@ -13,7 +13,7 @@ from typing import Any
 from ferrum_array.backends.base import Backend, Raw
 from ferrum_array.dtype import Dtype
 
-__all__ = ["SharedBackend"]
+__all__ = ["MOVES", "SharedBackend"]
 
 #: the standard's names -> those of NumPy and CuPy, where they differ
 _NUMPY_NAMES = {
@@ -34,7 +34,7 @@ _NUMPY_NAMES = {
 }
 
 #: Functions that only move elements: right for every dtype as they are.
-_MOVES = frozenset(
+MOVES = frozenset(
     ("reshape", "broadcast_to", "permute_dims", "concat", "flip", "roll", "tril", "triu", "diagonal", "copy", "take")
     + ("take_along_axis", "repeat", "getitem", "setitem", "where", "full", "empty", "astype", "eye")
 )
@@ -63,21 +63,21 @@ class SharedBackend(Backend):
         """The library's dtype object for *dtype*."""
         raise NotImplementedError
 
-    def finish(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def finish(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """*function*, returning arrays (not scalars of the library), and silent about infinities and NaN."""
         raise NotImplementedError
 
     def implement(self, name: str, dtype: Dtype) -> Callable[..., Any]:
         maker = getattr(self, f"make_{name}", None)
         if maker is not None:  # the function depends on the dtype that it makes
-            return self.finish(maker(self.raw_dtype(dtype), dtype))
+            return self.finish(name, maker(self.raw_dtype(dtype), dtype))
         function = self._function(name)
-        if name in _MOVES:
-            return self.finish(function)
+        if name in MOVES:
+            return self.finish(name, function)
         native = {Dtype.F16: _F16_NATIVE, Dtype.BF16: _BF16_NATIVE}.get(dtype)
         if native is not None and name not in native:
             function = self._widened(function, self.raw_dtype(dtype))
-        return self.finish(function)
+        return self.finish(name, function)
 
     def _function(self, name: str) -> Callable[..., Any]:
         own = getattr(self, f"fn_{name}", None)
@@ -151,6 +151,9 @@ class SharedBackend(Backend):
         return self.xp.stack([x.real, x.imag], axis=-1)
 
     # Reductions.
+
+    def fn_total(self, x: Raw) -> Raw:
+        return self.xp.add.reduce(x, axis=None)
 
     def fn_sum(self, x: Raw, axes: tuple[int, ...], keepdims: bool) -> Raw:
         return self.xp.sum(x, axis=axes, keepdims=keepdims, dtype=x.dtype)
