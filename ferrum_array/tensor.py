@@ -32,7 +32,7 @@ def _operand(other: object) -> bool:
     return isinstance(other, (Tensor, *_SCALARS)) or hasattr(other, "__array_interface__")
 
 
-def _operator(name: str, symbol: str) -> Callable[[Tensor, Any], Any]:
+def _operator(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
     """The operator that means the function *name* of the namespace."""
 
     def operate(self: Tensor, other: Any) -> Any:
@@ -63,7 +63,7 @@ def _operator(name: str, symbol: str) -> Callable[[Tensor, Any], Any]:
     return operate
 
 
-def _reflected(name: str, symbol: str) -> Callable[[Tensor, Any], Any]:
+def _reflected(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
     def operate(self: Tensor, other: Any) -> Any:
         if not _operand(other):
             return NotImplemented
@@ -73,7 +73,7 @@ def _reflected(name: str, symbol: str) -> Callable[[Tensor, Any], Any]:
     return operate
 
 
-def _in_place(name: str, symbol: str) -> Callable[[Tensor, Any], Any]:
+def _in_place(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
     def operate(self: Tensor, other: Any) -> Any:
         if not _operand(other):
             return NotImplemented
@@ -95,7 +95,7 @@ def _describe(value: object) -> str:
     return value._summary() if isinstance(value, Tensor) else f"{type(value).__name__} {value!r}"
 
 
-def _unary(name: str) -> Callable[[Tensor], Any]:
+def _unary(name: str) -> Callable[[Tensor], Tensor]:
     def operate(self: Tensor) -> Any:
         return getattr(_namespace(), name)(self)
 
