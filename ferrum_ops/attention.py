@@ -1,0 +1,347 @@
+"""Scaled dot-product attention, dense or over packed sequences."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, overload
+
+import ferrum_array as fa
+from ferrum_array import Tensor
+from ferrum_ops.checks import accumulator, alike, describe, floating
+from ferrum_ops.planning import Tile, tiles
+from ferrum_ops.types import SequenceMeta
+
+__all__ = ["attention"]
+
+# Scores exist for one block of queries and one of keys at a time.
+_QUERY_BLOCK = 256
+_KEY_BLOCK = 512
+
+
+class _Options(NamedTuple):
+    scale: float
+    causal: bool
+    window: int | None
+    softcap: float | None
+    sinks: Tensor | None
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+    meta: SequenceMeta | None = None,
+    return_lse: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+    meta: SequenceMeta | None = None,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    causal: bool = True,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    bias: Tensor | None = None,
+    meta: SequenceMeta | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """``softmax(cap(scale q k) + bias) v`` for each head: the mean of the values a query sees.
+
+    Shapes: q [..., Tq, H, D], k [..., Tk, Hkv, D] and v [..., Tk, Hkv, Dv] give [..., Tq, H, Dv] in
+    the dtype of *q*. H must be a multiple of Hkv; head h reads key head h // (H // Hkv). Sums are
+    accumulated in float32 (float64 for float64) and rounded once. Scores exist for blocks of
+    queries and keys only, so memory grows with Tq and Tk, not with their product.
+
+    Args:
+        q: queries.
+        k: keys.
+        v: values.
+        scale: factor of the scores; 1 / sqrt(D) if absent.
+        causal: query i sees the keys up to Tk - Tq + i: the last query is level with the last key.
+            Where Tq > Tk, the first queries see nothing.
+        window: of those keys, only the last *window*, its own counted. Needs *causal*.
+        softcap: scores become ``softcap * tanh(score / softcap)``, before bias and mask.
+        sinks: [H], one more score per head, which takes its share of the softmax without a value.
+        bias: added to the scores; broadcasts to [..., H, Tq, Tk]. -inf hides a key.
+        meta: packed sequences: q [T, H, D] holds them one after another as ``cu_seqlens`` says, k
+            and v as ``kv_lens`` says (without it, as q). Refused with it: *bias*, paged caches
+            (``block_tables``, ``slots``), and causal with ``positions`` out of order.
+        return_lse: also return the logarithm of the sum of exponentials, [..., Tq, H], sinks
+            included, in float32 (float64 for float64).
+
+    A query that sees no key gives 0; its log-sum-exp is -inf, or the sink where there is one. The
+    last bits of a sequence may depend on its neighbours in a batch, because the storage library
+    chooses its kernel by shape.
+
+    Source: Vaswani et al., "Attention is all you need", 2017; Rabe and Staats, "Self-attention does
+    not need O(n^2) memory", 2021, for the blocks; Ainslie et al., "GQA", 2023; Xiao et al.,
+    "Efficient streaming language models with attention sinks", 2023.
+
+    Raises:
+        TypeError: for different dtypes of q, k and v, or anything not real floating-point.
+        ValueError: for shapes, head counts or devices that do not fit, a window without *causal*,
+            and parameters that are out of range or cannot be honoured together.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops import attention
+        >>> x = fa.asarray([[[1.0]], [[2.0]]])
+        >>> attention(fa.zeros((2, 1, 1)), x, x)
+        Tensor([[[1. ]],
+        <BLANKLINE>
+                [[1.5]]])
+    """
+    _check_operands(q, k, v)
+    options = _Options(_scale(scale, q), bool(causal), window, softcap, sinks)
+    _check_options(options, q)
+    wide = accumulator(q.dtype)
+    if sinks is not None:
+        options = options._replace(sinks=sinks.astype(wide, copy=False))
+    queries, keys, values = (x.astype(wide, copy=False) for x in (q, k, v))
+    if meta is None:
+        if bias is not None:
+            bias = _checked_bias(bias, q, k).astype(wide, copy=False)
+        result, lse = _dense(queries, keys, values, bias, options)
+    else:
+        _check_meta(meta, q, k, bias, options)
+        result, lse = _packed(queries, keys, values, meta, options)
+    result = result.astype(q.dtype, copy=False)
+    return (result, lse) if return_lse else result
+
+
+# What is asked for.
+
+
+def _check_operands(q: Tensor, k: Tensor, v: Tensor) -> None:
+    for what, x in (("q", q), ("k", k), ("v", v)):
+        floating("attention", what, x)
+        if x.ndim < 3:
+            raise ValueError(f"attention: {what} must be [..., T, H, D], got {describe(x)}")
+        alike("attention", q, what, x)
+    given = f"got q {describe(q)}, k {describe(k)}, v {describe(v)}"
+    if q.shape[:-3] != k.shape[:-3] or k.shape[:-1] != v.shape[:-1]:
+        raise ValueError(
+            f"attention: q, k and v must share the axes before T, k and v also T and heads; {given}"
+        )
+    if q.shape[-1] != k.shape[-1]:
+        raise ValueError(f"attention: q and k must share the head dimension; {given}")
+    heads, key_heads = q.shape[-2], k.shape[-2]
+    if not key_heads or heads % key_heads:
+        raise ValueError(
+            f"attention: {heads} query heads are not a multiple of {key_heads} key heads; {given}"
+        )
+
+
+def _scale(scale: float | None, q: Tensor) -> float:
+    if scale is None:
+        if not q.shape[-1]:
+            raise ValueError(f"attention: q {describe(q)} has head dimension 0, so scale is needed")
+        return 1.0 / math.sqrt(q.shape[-1])
+    if not math.isfinite(scale):
+        raise ValueError(f"attention: scale must be finite, got {scale}")
+    return float(scale)
+
+
+def _check_options(options: _Options, q: Tensor) -> None:
+    window, softcap, sinks = options.window, options.softcap, options.sinks
+    if window is not None:
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise ValueError(
+                "attention: window must be an integer of at least 1, because it counts the token "
+                f"itself, got {window!r}"
+            )
+        if not options.causal:
+            raise ValueError(
+                f"attention: window={window} looks back from each token and needs causal=True"
+            )
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise ValueError(f"attention: softcap must be finite and above 0, or None, got {softcap}")
+    if sinks is not None:
+        floating("attention", "sinks", sinks)
+        alike("attention", q, "sinks", sinks, dtype=False)
+        if sinks.shape != (q.shape[-2],):
+            raise ValueError(
+                f"attention: sinks must have one entry for each of {q.shape[-2]} heads, "
+                f"got {describe(sinks)}"
+            )
+
+
+def _checked_bias(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    floating("attention", "bias", bias)
+    alike("attention", q, "bias", bias, dtype=False)
+    want = (*q.shape[:-3], q.shape[-2], q.shape[-3], k.shape[-3])
+    short = len(want) - bias.ndim
+    if short < 0 or any(n not in (1, m) for n, m in zip(bias.shape, want[short:], strict=True)):
+        raise ValueError(
+            f"attention: bias must broadcast to [..., H, Tq, Tk], {want}, got {describe(bias)}"
+        )
+    return bias.reshape(*(1,) * short, *bias.shape)
+
+
+def _check_meta(
+    meta: SequenceMeta, q: Tensor, k: Tensor, bias: Tensor | None, options: _Options
+) -> None:
+    if meta.block_tables is not None or meta.slots is not None:
+        raise ValueError(
+            "attention: k and v are packed here, but meta has block_tables or slots, "
+            "which belong to a paged cache; leave them out"
+        )
+    if bias is not None:
+        raise ValueError(
+            "attention: bias and meta together are not defined, because packed sequences "
+            "have no common [Tq, Tk]"
+        )
+    keys = sum(meta.key_lengths)
+    if q.ndim != 3 or q.shape[0] != meta.tokens or k.shape[0] != keys:
+        raise ValueError(
+            f"attention: with this meta q must be [{meta.tokens}, H, D] and k [{keys}, Hkv, D], "
+            f"got q {describe(q)} and k {describe(k)}"
+        )
+    if options.causal and not meta.in_order:
+        raise ValueError(
+            "attention: causal is not implemented for meta.positions that are not the last places "
+            "of each sequence in order; leave positions out if the tokens are the last ones"
+        )
+
+
+# The work.
+
+
+def _packed(
+    q: Tensor, k: Tensor, v: Tensor, meta: SequenceMeta, options: _Options
+) -> tuple[Tensor, Tensor]:
+    results, sums = [], []
+    for run in meta.runs:
+        rows = run.sequences * run.query_length
+        many = slice(run.query, run.query + rows)
+        seen = slice(run.key, run.key + run.sequences * run.key_length)
+        queries = q[many].reshape(run.sequences, run.query_length, *q.shape[1:])
+        keys, values = (
+            x[seen].reshape(run.sequences, run.key_length, *x.shape[1:]) for x in (k, v)
+        )
+        result, lse = _dense(queries, keys, values, None, options)
+        results.append(result.reshape(rows, *result.shape[2:]))
+        sums.append(lse.reshape(rows, *lse.shape[2:]))
+    if not results:  # no sequence at all
+        return _dense(q, k, v, None, options)
+    if len(results) == 1:
+        return results[0], sums[0]
+    return fa.concat(results), fa.concat(sums)
+
+
+def _dense(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: _Options
+) -> tuple[Tensor, Tensor]:
+    """The result [..., Tq, H, Dv] and log-sum-exp [..., Tq, H], by blocks of queries."""
+    count, heads, _ = q.shape[-3:]
+    length, key_heads, _ = k.shape[-3:]
+    offset = length - count
+    # heads first: [..., H, T, D]
+    q, k, v = (fa.moveaxis(x, -2, -3) for x in (q * options.scale, k, v))
+    parts = []
+    for first in range(0, max(count, 1), _QUERY_BLOCK):
+        last = min(first + _QUERY_BLOCK, count)
+        plan = tiles(first, last, length, offset, options.causal, options.window, _KEY_BLOCK)
+        # Heads that share keys are rows of one product: [..., Hkv, G * Tq, D].
+        group = heads // key_heads * (last - first)
+        rows = q[..., first:last, :].reshape(*q.shape[:-3], key_heads, group, q.shape[-1])
+        if bias is not None and bias.shape[-2] != 1:
+            piece: Tensor | None = bias[..., first:last, :]
+        else:
+            piece = bias
+        parts.append(_block(rows, k, v, piece, options, plan, (heads, first, last, offset)))
+    if len(parts) == 1:
+        result, lse = parts[0]
+    else:
+        result, lse = (fa.concat([part[i] for part in parts], axis=-2) for i in (0, 1))
+    return fa.moveaxis(result, -3, -2), fa.moveaxis(lse[..., 0], -2, -1)
+
+
+def _block(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    options: _Options,
+    plan: tuple[Tile, ...],
+    place: tuple[int, int, int, int],
+) -> tuple[Tensor, Tensor]:
+    """One block of queries, [..., Hkv, G * Tq, D], against its tiles of keys.
+
+    It keeps the greatest score so far, *top*, and relative to it the sum of the exponentials,
+    *total*, and the weighted sum of the values, *result*; all [..., H, Tq, *].
+    """
+    heads, first, last, offset = place
+    rows = (*q.shape[:-3], heads, last - first)
+    result = fa.zeros((*rows, v.shape[-1]), dtype=q.dtype, device=q.device)
+    if options.sinks is None:
+        top = fa.full((*rows, 1), -math.inf, dtype=q.dtype, device=q.device)
+        total = fa.zeros((*rows, 1), dtype=q.dtype, device=q.device)
+    else:
+        top = fa.broadcast_to(options.sinks.reshape(heads, 1, 1), (*rows, 1))
+        total = fa.ones((*rows, 1), dtype=q.dtype, device=q.device)
+    empty = options.sinks is None
+    for tile in plan:
+        keys = slice(tile.start, tile.stop)
+        scores = (q @ k[..., keys, :].mT).reshape(*rows, tile.stop - tile.start)
+        if options.softcap is not None:
+            scores = fa.tanh(scores * (1.0 / options.softcap)) * options.softcap
+        if bias is not None:
+            scores = scores + (bias if bias.shape[-1] == 1 else bias[..., keys])
+        if tile.masked:
+            mask = _mask(tile, first, last, offset, options.window, q)
+            scores = fa.where(mask, scores, -math.inf)
+        new_top = fa.maximum(top, fa.max(scores, axis=-1, keepdims=True))
+        # where all is -inf, exp(-inf - 0) is the 0 that is wanted and exp(-inf + inf) a NaN
+        base = fa.where(new_top == -math.inf, 0.0, new_top)
+        weights = fa.exp(scores - base)
+        weights_grouped = weights.reshape(*q.shape[:-1], tile.stop - tile.start)
+        read = (weights_grouped @ v[..., keys, :]).reshape(result.shape)
+        sum_ = fa.sum(weights, axis=-1, keepdims=True)
+        if empty:  # nothing to rescale yet
+            total, result, empty = sum_, read, False
+        else:
+            shrink = fa.exp(top - base)
+            total, result = total * shrink + sum_, result * shrink + read
+        top = new_top
+    nothing = total == 0.0
+    return result / fa.where(nothing, 1.0, total), fa.where(nothing, -math.inf, top + fa.log(total))
+
+
+def _mask(
+    tile: Tile, first: int, last: int, offset: int, window: int | None, like: Tensor
+) -> Tensor:
+    """Which keys of the tile each query sees, [Tq, tile], as ``planning.visible`` says."""
+    place = fa.arange(first + offset, last + offset, device=like.device).reshape(last - first, 1)
+    keys = fa.arange(tile.start, tile.stop, device=like.device)
+    seen = keys <= place
+    return seen if window is None else fa.logical_and(seen, keys > place - window)

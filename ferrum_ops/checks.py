@@ -1,0 +1,70 @@
+"""What every op checks before it works, so that errors of one kind read the same."""
+
+from __future__ import annotations
+
+import ferrum_array as fa
+from ferrum_array import Dtype, Tensor
+
+__all__ = ["accumulator", "alike", "describe", "floating", "last_axis"]
+
+
+def describe(x: Tensor) -> str:
+    """Dtype, shape and device of *x*, as errors show them: ``float32[2,3]``."""
+    where = "" if x.device.kind == "cpu" else f" on {x.device}"
+    return f"{x.dtype}[{','.join(map(str, x.shape))}]{where}"
+
+
+def floating(op: str, what: str, x: object) -> Tensor:
+    """*x*, which must be a Tensor of real floating-point numbers.
+
+    Raises:
+        TypeError: naming the op, the argument and what came.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{op}: {what} must be a Tensor, got {type(x).__name__}; "
+            "make one with ferrum_array.asarray"
+        )
+    if not x.dtype.is_floating:
+        raise TypeError(
+            f"{op}: {what} must be real floating-point, got {describe(x)}; "
+            "convert it with astype('float32')"
+        )
+    return x
+
+
+def alike(op: str, reference: Tensor, what: str, x: Tensor, *, dtype: bool = True) -> None:
+    """Check that *x* lies on the device of *reference* and, unless *dtype* is False, has its dtype.
+
+    Raises:
+        ValueError: for different devices. TypeError: for different dtypes.
+    """
+    if x.device is not reference.device:
+        raise ValueError(
+            f"{op}: {what} is on device {x.device} but the input on {reference.device} "
+            f"({describe(x)} and {describe(reference)}); "
+            f"move one with to_device('{reference.device}')"
+        )
+    if dtype and x.dtype is not reference.dtype:
+        raise TypeError(
+            f"{op}: {what} is {describe(x)} but the input is {describe(reference)}; "
+            f"convert one, for example with astype('{reference.dtype}')"
+        )
+
+
+def last_axis(op: str, x: Tensor, what: str, vector: Tensor) -> None:
+    """Check that *vector* is 1-D and as long as the last axis of *x*.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    if vector.ndim != 1 or vector.shape[0] != x.shape[-1]:
+        raise ValueError(
+            f"{op}: {what} must have shape ({x.shape[-1]},), as the last axis of {describe(x)}, "
+            f"got {describe(vector)}"
+        )
+
+
+def accumulator(dtype: Dtype) -> Dtype:
+    """The dtype in which sums of *dtype* are taken: float32, or float64 for float64."""
+    return fa.float64 if dtype is fa.float64 else fa.float32

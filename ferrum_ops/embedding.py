@@ -1,0 +1,56 @@
+"""Rows of a table, chosen by integers."""
+
+from __future__ import annotations
+
+import math
+
+import ferrum_array as fa
+from ferrum_array import Tensor
+from ferrum_ops.checks import accumulator, alike, describe, floating
+
+__all__ = ["embedding"]
+
+
+def embedding(table: Tensor, ids: Tensor, *, scale: float | None = None) -> Tensor:
+    """The rows *ids* of *table*: table [V, D] and integer ids [...] give [..., D] in the table's
+    dtype.
+
+    With *scale*, rows are multiplied by it in float32 (float64 for float64) and rounded once.
+
+    Raises:
+        TypeError: if *table* is not real floating-point, or *ids* are not integers.
+        IndexError: for an id below 0 or not below V. ValueError: if *table* is not 2-D, or the
+        devices differ.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops import embedding
+        >>> embedding(fa.asarray([[1.0, 2.0], [3.0, 4.0]]), fa.asarray([1, 1, 0]), scale=2.0)
+        Tensor([[6., 8.],
+                [6., 8.],
+                [2., 4.]])
+    """
+    floating("embedding", "table", table)
+    if not isinstance(ids, Tensor) or not ids.dtype.is_integer:
+        raise TypeError(
+            f"embedding: ids must be a Tensor of integers, got "
+            f"{describe(ids) if isinstance(ids, Tensor) else type(ids).__name__}"
+        )
+    alike("embedding", table, "ids", ids, dtype=False)
+    if table.ndim != 2:
+        raise ValueError(f"embedding: table must be [V, D], got {describe(table)}")
+    if scale is not None and not math.isfinite(scale):
+        raise ValueError(f"embedding: scale must be finite, got {scale}")
+    if ids.size:
+        low, high = int(fa.min(ids)), int(fa.max(ids))
+        if low < 0 or high >= table.shape[0]:
+            raise IndexError(
+                f"embedding: ids run from {low} to {high}, but the table {describe(table)} "
+                f"has {table.shape[0]} rows, counted from 0"
+            )
+    rows = fa.take(table, ids.reshape(ids.size), axis=0)
+    if scale is not None:
+        rows = (rows.astype(accumulator(table.dtype), copy=False) * float(scale)).astype(
+            table.dtype, copy=False
+        )
+    return rows.reshape(*ids.shape, table.shape[1])

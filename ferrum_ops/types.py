@@ -1,0 +1,117 @@
+"""Values that ops share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, pairwise
+
+from ferrum_ops.planning import Run, runs
+
+__all__ = ["SequenceMeta"]
+
+
+@dataclass(frozen=True)
+class SequenceMeta:
+    """Which tokens of a packed axis belong to which sequence.
+
+    Sequences lie one after another without padding. All fields are plain integers, so that planning
+    needs no array and two metas can be compared; a field that an op cannot honour makes it raise.
+
+    Attributes:
+        cu_seqlens: where each sequence's tokens begin, and at last where the tokens end: (0, 3, 5)
+            are two sequences of 3 and 2 tokens.
+        positions: the place of each token in its sequence. Without it, the tokens are the last ones
+            of their sequence.
+        kv_lens: how many keys each sequence has. Without it, as many as tokens.
+        block_tables: for each sequence the blocks of a paged cache that hold its keys.
+        slots: for each token the slot of the cache to which its key and value are written.
+
+    Raises:
+        ValueError: for starts that do not begin at 0 or decrease, negative places or lengths, and
+            fields whose lengths do not fit together.
+
+    Examples:
+        >>> from ferrum_ops import SequenceMeta
+        >>> meta = SequenceMeta.packed([3, 2])
+        >>> meta.cu_seqlens, meta.token_positions
+        ((0, 3, 5), (0, 1, 2, 0, 1))
+    """
+
+    cu_seqlens: tuple[int, ...]
+    positions: tuple[int, ...] | None = None
+    kv_lens: tuple[int, ...] | None = None
+    block_tables: tuple[tuple[int, ...], ...] | None = None
+    slots: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        starts = self.cu_seqlens
+        if not starts or starts[0] != 0 or any(b < a for a, b in pairwise(starts)):
+            raise ValueError(
+                f"SequenceMeta: cu_seqlens must begin with 0 and never decrease, got {starts}"
+            )
+        sequences, tokens = len(starts) - 1, starts[-1]
+        for name, want, unit in (
+            ("positions", tokens, "token"),
+            ("slots", tokens, "token"),
+            ("kv_lens", sequences, "sequence"),
+            ("block_tables", sequences, "sequence"),
+        ):
+            value = getattr(self, name)
+            if value is not None and len(value) != want:
+                raise ValueError(
+                    f"SequenceMeta: {name} needs one entry per {unit}, {want}, got {len(value)}"
+                )
+        for name in ("positions", "kv_lens"):
+            value = getattr(self, name)
+            if value is not None and any(number < 0 for number in value):
+                raise ValueError(f"SequenceMeta: {name} must not be negative, got {min(value)}")
+
+    @classmethod
+    def packed(cls, lengths: Iterable[int]) -> SequenceMeta:
+        """Sequences of these *lengths*, each whole.
+
+        Raises:
+            ValueError: for a negative length.
+        """
+        return cls(tuple(accumulate(lengths, initial=0)))
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens there are in all."""
+        return self.cu_seqlens[-1]
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """The tokens of each sequence."""
+        return tuple(b - a for a, b in pairwise(self.cu_seqlens))
+
+    @cached_property
+    def key_lengths(self) -> tuple[int, ...]:
+        """The keys of each sequence."""
+        return self.lengths if self.kv_lens is None else self.kv_lens
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """Neighbours of equal lengths, which can be computed together."""
+        return runs(self.lengths, self.key_lengths)
+
+    @cached_property
+    def last_positions(self) -> tuple[int, ...]:
+        """The place of each token if the tokens are the last ones of their sequence.
+
+        It is negative where a sequence has fewer keys than tokens.
+        """
+        pairs = zip(self.lengths, self.key_lengths, strict=True)
+        return tuple(place for length, keys in pairs for place in range(keys - length, keys))
+
+    @property
+    def token_positions(self) -> tuple[int, ...]:
+        """The place of each token in its sequence: *positions*, or where the last tokens lie."""
+        return self.last_positions if self.positions is None else self.positions
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether the tokens are the last ones of their sequence, in order."""
+        return self.positions is None or self.positions == self.last_positions
