@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from ferrum_array.backends import host
 from ferrum_array.device import Device, get_default_device
-from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, one_device, raw, shape_tuple, tensor
-from ferrum_array.dtype import Dtype
+from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, integer, one_device, raw, shape_tuple, tensor
+from ferrum_array.dtype import Dtype, Kind, weak_promote
 from ferrum_array.spec import Spec, spec_of
 from ferrum_array.tensor import Scalar, Tensor, wrap
 
@@ -63,7 +62,7 @@ def asarray(
     if isinstance(obj, (list, tuple)) and _holds_tensors(obj):
         if copy is False:
             raise ValueError("asarray: joining tensors of a sequence needs a copy, but copy=False was given")
-        joined = _joined(obj)
+        joined = _joined(obj, _first_tensor(obj))
         return _from_tensor(joined, wanted, device, None)
     if not host.is_numpy(obj) and hasattr(obj, "__dlpack__") and not isinstance(obj, (list, tuple)):
         return _from_tensor(from_dlpack(obj, copy=copy), wanted, device, None if copy else copy)
@@ -83,16 +82,29 @@ def _holds_tensors(items: Sequence[Any]) -> bool:
     return any(isinstance(i, Tensor) or (isinstance(i, (list, tuple)) and _holds_tensors(i)) for i in items)
 
 
-def _joined(items: Sequence[Any]) -> Tensor:
-    fa = Tensor.__array_namespace__(_first_tensor(items))
-    device = _first_tensor(items).device
-    parts = [_joined(i) if isinstance(i, (list, tuple)) else i for i in items]
-    parts = [i if isinstance(i, Tensor) else asarray(i, device=device) for i in parts]
+def _joined(items: Sequence[Any], like: Tensor) -> Tensor:
+    fa = like.__array_namespace__()
+    parts = [_joined(i, like) if isinstance(i, (list, tuple)) and _holds_tensors(i) else i for i in items]
+    # numbers beside tensors are weak, as in operators
+    parts = [i if isinstance(i, Tensor) else _beside(asarray(i, device=like.device), like) for i in parts]
     shapes = {i.shape for i in parts}
     if len(shapes) > 1:
         raise ValueError(f"asarray: the sequence holds tensors of different shapes {sorted(shapes)}")
     result: Tensor = fa.stack(parts)
     return result
+
+
+def _beside(x: Tensor, like: Tensor) -> Tensor:
+    return x.astype(weak_promote(like.dtype, _HOST_TYPES[x.dtype.kind]), copy=False)
+
+
+_HOST_TYPES: dict[Kind, type] = {
+    "bool": bool,
+    "signed integer": int,
+    "unsigned integer": int,
+    "real floating": float,
+    "complex floating": complex,
+}
 
 
 def _first_tensor(items: Sequence[Any]) -> Tensor:
@@ -172,11 +184,19 @@ def empty(shape: Shape, *, dtype: Any = None, device: Device | str | None = None
         (2, 3)
     """
     spec = _spec(dtype, device)
-    return wrap(spec.call["empty"](shape_tuple("empty", shape)), spec)
+    lengths = shape_tuple("empty", shape)
+    try:
+        return wrap(spec.call["empty"](lengths), spec)
+    except MemoryError as error:
+        raise MemoryError(f"empty: no memory for {spec.dtype} of shape {lengths} on {spec.device}: {error}") from error
 
 
 def _full(name: str, shape: Shape, value: Scalar, spec: Spec) -> Tensor:
-    return wrap(spec.call["full"](shape_tuple(name, shape), value), spec)
+    lengths = shape_tuple(name, shape)
+    try:
+        return wrap(spec.call["full"](lengths, value), spec)
+    except MemoryError as error:
+        raise MemoryError(f"{name}: no memory for {spec.dtype} of shape {lengths} on {spec.device}: {error}") from error
 
 
 def zeros(shape: Shape, *, dtype: Any = None, device: Device | str | None = None) -> Tensor:
@@ -242,8 +262,7 @@ def _filled(name: str, shape: Shape, value: Scalar, spec: Spec) -> Tensor:
     return _full(name, shape, value, spec)
 
 
-def _like(x: Tensor, name: str, dtype: Any, device: Device | str | None) -> Spec:
-    x = tensor(name, x)
+def _like(x: Tensor, dtype: Any, device: Device | str | None) -> Spec:
     if dtype is None and device is None:
         return x._spec
     return spec_of(x.dtype if dtype is None else Dtype(dtype), x.device if device is None else Device(device))
@@ -257,7 +276,8 @@ def empty_like(x: Tensor, /, *, dtype: Any = None, device: Device | str | None =
         >>> fa.empty_like(fa.ones((2, 3))).shape
         (2, 3)
     """
-    spec = _like(x, "empty_like", dtype, device)
+    x = tensor("empty_like", x)
+    spec = _like(x, dtype, device)
     return wrap(spec.call["empty"](x.shape), spec)
 
 
@@ -269,7 +289,8 @@ def zeros_like(x: Tensor, /, *, dtype: Any = None, device: Device | str | None =
         >>> fa.zeros_like(fa.asarray([1, 2]))
         Tensor([0, 0])
     """
-    return _full("zeros_like", x.shape, 0, _like(x, "zeros_like", dtype, device))
+    x = tensor("zeros_like", x)
+    return _full("zeros_like", x.shape, 0, _like(x, dtype, device))
 
 
 def ones_like(x: Tensor, /, *, dtype: Any = None, device: Device | str | None = None) -> Tensor:
@@ -280,7 +301,8 @@ def ones_like(x: Tensor, /, *, dtype: Any = None, device: Device | str | None = 
         >>> fa.ones_like(fa.asarray([1, 2]))
         Tensor([1, 1])
     """
-    return _full("ones_like", x.shape, 1, _like(x, "ones_like", dtype, device))
+    x = tensor("ones_like", x)
+    return _full("ones_like", x.shape, 1, _like(x, dtype, device))
 
 
 def full_like(
@@ -296,8 +318,9 @@ def full_like(
         >>> fa.full_like(fa.asarray([1, 2]), 5)
         Tensor([5, 5])
     """
+    x = tensor("full_like", x)
     value, _ = _number("full_like", fill_value)
-    return _filled("full_like", x.shape, value, _like(x, "full_like", dtype, device))
+    return _filled("full_like", x.shape, value, _like(x, dtype, device))
 
 
 def arange(
@@ -352,7 +375,7 @@ def linspace(
     spec = _spec(dtype, device, Dtype.C64 if is_complex else DEFAULT_FLOAT)
     if is_complex and not spec.dtype.is_complex:
         raise TypeError(f"linspace: {spec.dtype} does not hold complex ends {ends}")
-    (count,) = shape_tuple("linspace", operator.index(num))
+    (count,) = shape_tuple("linspace", num)
     return wrap(spec.call["linspace"](*ends, count, bool(endpoint)), spec)
 
 
@@ -369,14 +392,14 @@ def eye(
     """
     spec = _spec(dtype, device)
     rows, columns = shape_tuple("eye", (n_rows, n_rows if n_cols is None else n_cols))
-    return wrap(spec.call["eye"](rows, columns, operator.index(k)), spec)
+    return wrap(spec.call["eye"](rows, columns, integer("eye", "k", k)), spec)
 
 
 def _triangle(name: str, x: Tensor, k: int) -> Tensor:
     x = tensor(name, x)
     if x.ndim < 2:
         raise ValueError(f"{name}: needs at least two axes, got {x._summary()}")
-    return wrap(x._spec.call[name](x._data, operator.index(k)), x._spec)
+    return wrap(x._spec.call[name](x._data, integer(name, "k", k)), x._spec)
 
 
 def tril(x: Tensor, /, *, k: int = 0) -> Tensor:

@@ -81,6 +81,9 @@ class Device:
     def __setattr__(self, attribute: str, value: object) -> None:
         raise AttributeError(f"a Device is frozen: {attribute} of {self.name} cannot be set")
 
+    def __delattr__(self, attribute: str) -> None:
+        raise AttributeError(f"a Device is frozen: {attribute} of {self.name} cannot be deleted")
+
     def __repr__(self) -> str:
         return f"Device({self.name!r})"
 

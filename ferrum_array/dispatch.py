@@ -21,6 +21,8 @@ __all__ = [
     "Unary",
     "binary",
     "broadcast",
+    "integer",
+    "integers",
     "normalize_axes",
     "normalize_axis",
     "one_device",
@@ -103,10 +105,12 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def _scalar_fits(name: str, value: Scalar, dtype: Dtype) -> None:
+    if isinstance(value, int) and not dtype.is_integer and abs(value) >= 1 << 1023:
+        raise OverflowError(f"{name}: a Python integer of {value.bit_length()} bits is outside {dtype}; write a float")
     if dtype.is_integer and not isinstance(value, (float, complex)):
         low, high = integer_limits(dtype)
         if not low <= value <= high:
-            raise OverflowError(f"{name}: the Python integer {value} is outside {dtype}, which holds {low} to {high}")
+            raise OverflowError(f"{name}: the Python integer {_short(value)} is outside {dtype}, which holds {low} to {high}")
 
 
 def unify(name: str, *operands: Any) -> tuple[Spec, list[Any]]:
@@ -142,6 +146,10 @@ def unify(name: str, *operands: Any) -> tuple[Spec, list[Any]]:
             dtype = weak_promote(dtype, value.__class__ if value.__class__ in (bool, int, float, complex) else type(value).__mro__[1])
     spec = spec_of(dtype, device)
     return spec, [raw(name, value, spec) for value in values]
+
+
+def _short(number: Any) -> str:
+    return str(number) if number.bit_length() < 256 else f"of {number.bit_length()} bits"
 
 
 def raw(name: str, value: Operand, spec: Spec) -> Any:
@@ -251,9 +259,16 @@ def binary(name: str, doc: str) -> Binary:
             spec = suited(name, spec)
             left, right = spec.call["astype"](left), spec.call["astype"](right)
         broadcast(name, tuple(left.shape), tuple(right.shape))
+        if name == "pow" and spec.dtype.kind == "signed integer":
+            _no_negative_powers(spec, right)
         return wrap(spec.call[name](left, right), spec_of(Dtype.BOOL, spec.device) if name in COMPARISONS else spec)
 
     return _named(function, name, doc)
+
+
+def _no_negative_powers(spec: Spec, exponent: Any) -> None:
+    if bool((wrap(exponent, spec) < 0).any()):
+        raise ValueError("pow: integers have no negative powers; convert the base first, for example with astype('float32')")
 
 
 def _certain(name: str, x1: Operand, x2: Operand) -> Tensor | None:
@@ -276,16 +291,34 @@ def _named(function: _F, name: str, doc: str) -> _F:
     return function
 
 
+def integer(name: str, what: str, value: Any) -> int:
+    """*value* as a Python integer.
+
+    Raises:
+        TypeError: naming the function and the argument, if it is not an integer.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: {what} must be an integer, got {type(value).__name__} {value!r:.60}") from None
+
+
+def integers(name: str, what: str, values: Any) -> tuple[int, ...]:
+    """*values*, an integer or a sequence of them, as a tuple of Python integers.
+
+    Raises:
+        TypeError: naming the function and the argument, if one is not an integer.
+    """
+    return tuple(integer(name, what, one) for one in (values if isinstance(values, (tuple, list)) else (values,)))
+
+
 def normalize_axis(name: str, axis: int, ndim: int) -> int:
     """*axis* counted from the front.
 
     Raises:
         IndexError: if the tensor has no such axis. TypeError: if it is not an integer.
     """
-    try:
-        number = operator.index(axis)
-    except TypeError:
-        raise TypeError(f"{name}: an axis is an integer, got {type(axis).__name__} {axis!r}") from None
+    number = integer(name, "an axis", axis)
     if not -ndim <= number < ndim:
         raise IndexError(f"{name}: axis {number} is out of bounds for a tensor of {ndim} axes")
     return number % ndim
@@ -311,15 +344,12 @@ def shape_tuple(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
     Raises:
         TypeError: for lengths that are no integers. ValueError: for negative or absurdly large ones.
     """
-    try:
-        lengths = (operator.index(shape),) if not isinstance(shape, (tuple, list)) else tuple(map(operator.index, shape))
-    except TypeError:
-        raise TypeError(f"{name}: a shape is an integer or a tuple of integers, got {shape!r}") from None
+    lengths = integers(name, "a length in the shape", shape)
     size = 1
     for length in lengths:
         if length < 0:
             raise ValueError(f"{name}: negative length {length} in shape {lengths}")
         size *= length or 1
     if size >= 1 << 60:
-        raise ValueError(f"{name}: shape {lengths} has more elements than any memory holds")
+        raise ValueError(f"{name}: the shape {str(lengths):.60} has more elements than any memory holds")
     return lengths

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 from ferrum_array.creation import arange
 from ferrum_array.device import Device
-from ferrum_array.dispatch import DEFAULT_FLOAT, normalize_axes, normalize_axis, tensor
+from ferrum_array.dispatch import DEFAULT_FLOAT, integer, normalize_axes, normalize_axis, tensor
 from ferrum_array.dtype import Dtype
 from ferrum_array.manipulation import concat, roll
 from ferrum_array.spec import spec_of
@@ -61,7 +60,7 @@ def _transform(name: str, takes: str, real_result: bool, doc: str) -> Transform:
     def function(x: Tensor, /, *, n: int | None = None, axis: int = -1, norm: Norm = "backward") -> Tensor:
         x = _ready(name, x, takes)
         place = normalize_axis(name, axis, x.ndim)
-        length = None if n is None else operator.index(n)
+        length = None if n is None else integer(name, "n", n)
         _check(name, norm, length)
         if length is None and x.shape[place] < (2 if real_result else 1):
             raise ValueError(f"{name}: axis {place} of {x._summary()} is too short; give n=")
@@ -126,7 +125,7 @@ irfftn = _transform_n("irfftn", ifft, irfft, "The inverse of :func:`rfftn`.")
 
 
 def _frequencies(name: str, n: int, d: float, dtype: Any, device: Device | str | None, half: bool) -> Tensor:
-    count = operator.index(n)
+    count = integer(name, "n", n)
     if count < 1 or d == 0:
         raise ValueError(f"{name}: needs n >= 1 and d != 0, got n={n}, d={d}")
     wanted = DEFAULT_FLOAT if dtype is None else Dtype(dtype)

@@ -55,7 +55,15 @@ def set_printoptions(**options: Any) -> None:
         >>> import ferrum_array as fa
         >>> fa.set_printoptions(precision=8)
     """
-    _options.set(replace(_options.get(), **options))
+    _options.set(_changed(options))
+
+
+def _changed(options: dict[str, Any]) -> PrintOptions:
+    now = _options.get()
+    unknown = set(options) - set(asdict(now))
+    if unknown:
+        raise TypeError(f"print options are {', '.join(asdict(now))}; there is no {', '.join(sorted(unknown))}")
+    return replace(now, **options)
 
 
 @contextmanager
@@ -68,7 +76,7 @@ def printoptions(**options: Any) -> Iterator[None]:
         ...     print(fa.asarray([3.14159]))
         [3.14]
     """
-    token = _options.set(replace(_options.get(), **options))
+    token = _options.set(_changed(options))
     try:
         yield
     finally:

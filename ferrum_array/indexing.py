@@ -36,7 +36,7 @@ def _is_mask(x: Tensor, part: Any) -> bool:
 
 
 def _part(x: Tensor, part: Any) -> Any:
-    if part is None or part is Ellipsis or part.__class__ is int:
+    if part is None or part is Ellipsis:
         return part
     if isinstance(part, slice):
         return slice(*(None if n is None else operator.index(n) for n in (part.start, part.stop, part.step)))
@@ -51,15 +51,25 @@ def _part(x: Tensor, part: Any) -> Any:
             return part._data
         if not part.dtype.is_integer:
             raise IndexError(f"an index is an integer or boolean tensor, got {part._summary()}")
+        _fits_int64("indexing", part)
         return spec_of(Dtype.I64, x.device).call["astype"](part._data) if part.dtype is not Dtype.I64 else part._data
-    if isinstance(part, bool):
-        return part
+    if isinstance(part, bool) or (host.is_numpy_scalar(part) and host.dtype_of(part) is Dtype.BOOL):
+        return bool(part)
     try:
-        return operator.index(part)
+        index = operator.index(part)
     except TypeError:
         raise IndexError(
             f"an index is an integer, slice, ..., None, or an integer or boolean tensor; got {type(part).__name__} {part!r:.60}"
         ) from None
+    if abs(index) >= 1 << 63:
+        raise IndexError(f"an index of {index.bit_length()} bits is out of bounds for {x._summary()}")
+    return index
+
+
+def _fits_int64(name: str, indices: Tensor) -> None:
+    """Unsigned indices beyond int64, which would wrap to negative ones, are out of bounds of everything."""
+    if indices.dtype is Dtype.U64 and indices.size and int(indices.max()) >= 1 << 63:
+        raise IndexError(f"{name}: index {int(indices.max())} is out of bounds")
 
 
 def write(x: Tensor, key: Any, value: Any) -> None:
@@ -116,6 +126,7 @@ def _indices(name: str, x: Tensor, indices: Tensor, length: int) -> Tensor:
     one_device(name, (x, indices))
     if not indices.dtype.is_integer:
         raise TypeError(f"{name}: indices must be integers, got {indices._summary()}")
+    _fits_int64(name, indices)
     indices = indices.astype(Dtype.I64, copy=False)
     if indices.size:
         low, high = int(indices.min()), int(indices.max())

@@ -94,7 +94,7 @@ class Interchange:
             raise TypeError(f"numpy.{ufunc.__name__} cannot write into a Tensor; write t[...] = result instead")
         host = [one.numpy() if isinstance(one, Interchange) else one for one in inputs]
         result = getattr(ufunc, method)(*host, **kwargs)
-        if out:
+        if out or result is None:
             return result
         return tuple(map(fa.asarray, result)) if isinstance(result, tuple) else fa.asarray(result)
 

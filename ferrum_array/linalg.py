@@ -6,11 +6,10 @@ Matrices are the last two axes, [..., M, N]; the others are a stack. 16-bit floa
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, normalize_axes, normalize_axis, tensor, unify
+from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, integer, normalize_axes, normalize_axis, tensor, unify
 from ferrum_array.dtype import Dtype
 from ferrum_array.elementwise import abs as abs_
 from ferrum_array.elementwise import conj, divide, greater, multiply, not_equal, pow, sqrt, subtract
@@ -244,7 +243,7 @@ def diagonal(x: Tensor, /, *, offset: int = 0) -> Tensor:
         Tensor([1, 4])
     """
     x = _matrices("diagonal", x)
-    return wrap(x._spec.call["diagonal"](x._data, operator.index(offset)), x._spec)
+    return wrap(x._spec.call["diagonal"](x._data, integer("diagonal", "offset", offset)), x._spec)
 
 
 def trace(x: Tensor, /, *, offset: int = 0, dtype: Any = None) -> Tensor:
@@ -539,7 +538,7 @@ def matrix_power(x: Tensor, n: int, /) -> Tensor:
     """
     x = _matrices("matrix_power", x, square=True)
     _numeric("matrix_power", x._spec)
-    count = operator.index(n)
+    count = integer("matrix_power", "n", n)
     if count < 0:
         x, count = inv(x), -count
     identity = wrap(x._spec.call["eye"](x.shape[-1], x.shape[-1], 0), x._spec)
@@ -573,6 +572,8 @@ def vector_norm(
     x = tensor("vector_norm", x)
     if not (x.dtype.is_floating or x.dtype.is_complex):
         x = wrap(spec_of(DEFAULT_FLOAT, x.device).call["astype"](x._data), spec_of(DEFAULT_FLOAT, x.device))
+    if x.dtype.bits == 16:  # squares and powers would overflow: computed in float32 and rounded once
+        return vector_norm(x.astype(Dtype.F32), axis=axis, keepdims=keepdims, ord=ord).astype(x.dtype)
     axes = normalize_axes("vector_norm", axis, x.ndim)
     size = abs_(x)
     if ord in (math.inf, -math.inf):
@@ -603,6 +604,8 @@ def matrix_norm(
         Tensor(5.)
     """
     x = _floating("matrix_norm", x)
+    if x.dtype.bits == 16:
+        return matrix_norm(x.astype(Dtype.F32), keepdims=keepdims, ord=ord).astype(x.dtype)
     size = abs_(x)
     if ord is None or ord == "fro":
         return vector_norm(x, axis=(-2, -1), keepdims=keepdims)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from math import prod
 
-from ferrum_array.dispatch import broadcast, normalize_axes, normalize_axis, shape_tuple, tensor, unify
+from ferrum_array.dispatch import broadcast, integer, integers, normalize_axes, normalize_axis, shape_tuple, tensor, unify
 from ferrum_array.dtype import Dtype
 from ferrum_array.spec import spec_of
 from ferrum_array.tensor import Axis, Tensor, wrap
@@ -37,7 +36,7 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *, copy: bool | None = Non
                 [2, 3]])
     """
     x = tensor("reshape", x)
-    wanted = tuple(map(operator.index, shape if isinstance(shape, (tuple, list)) else (shape,)))
+    wanted = integers("reshape", "a length in the shape", shape)
     known = prod(n for n in wanted if n != -1)
     if wanted.count(-1) == 1 and known and x.size % known == 0:
         wanted = tuple(x.size // known if n == -1 else n for n in wanted)
@@ -262,7 +261,7 @@ def roll(x: Tensor, /, shift: int | Sequence[int], *, axis: Axis = None) -> Tens
         Tensor([3, 0, 1, 2])
     """
     x = tensor("roll", x)
-    shifts = tuple(map(operator.index, shift if isinstance(shift, (tuple, list)) else (shift,)))
+    shifts = integers("roll", "shift", shift)
     if axis is None:
         return _view(roll(_view(x, (x.size,)), sum(shifts), axis=0), x.shape) if x.size else x.copy()
     axes = tuple(normalize_axis("roll", a, x.ndim) for a in (axis if isinstance(axis, (tuple, list)) else (axis,)))
@@ -304,7 +303,7 @@ def repeat(x: Tensor, repeats: int | Tensor, /, *, axis: int | None = None) -> T
         if repeats.size == 1:
             return wrap(x._spec.call["repeat"](x._data, int(repeats.item()), place), x._spec)  # type: ignore[arg-type]  # an integer
         return wrap(x._spec.call["repeat"](x._data, counts, place), x._spec)
-    count = operator.index(repeats)
+    count = integer("repeat", "repeats (not a tensor)", repeats)
     if count < 0:
         raise ValueError(f"repeat: repeats must not be negative, got {count}")
     return wrap(x._spec.call["repeat"](x._data, count, place), x._spec)

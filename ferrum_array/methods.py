@@ -77,7 +77,7 @@ class Methods:
 
     def transpose(self, *axes: Any) -> Tensor:
         """The axes in the order *axes*, or reversed without any."""
-        return self.permute_dims(*axes) if axes else self.T
+        return self.permute_dims(*axes) if axes and axes != (None,) else self.T
 
     def flatten(self) -> Tensor:
         """All elements along one axis."""

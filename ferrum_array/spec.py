@@ -106,7 +106,7 @@ class Spec:
         truth = self if dtype is Dtype.BOOL else spec_of(Dtype.BOOL, device)
         self.operators: dict[str, tuple[Callable[..., Any], Spec] | None] = {
             name: (backend.fast_operator(name, dtype), truth if name in COMPARISONS else self)
-            if accepts(name, dtype)
+            if accepts(name, dtype) and not (name == "pow" and dtype.is_integer)  # negative powers must be refused
             else None
             for name in _OPERATORS
         }

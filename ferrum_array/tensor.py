@@ -301,6 +301,17 @@ class Tensor(Interchange, Methods):
     def __index__(self) -> int:
         return int(self._scalar("index", "signed integer", "unsigned integer"))  # type: ignore[arg-type]  # an integer
 
+    def __round__(self, ndigits: None = None) -> Tensor:
+        """``round(t)``, elementwise and in the same dtype: :func:`ferrum_array.round`."""
+        result: Tensor = _namespace().round(self)
+        return result
+
+    def __divmod__(self, other: Any) -> tuple[Tensor, Tensor]:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> tuple[Tensor, Tensor]:
+        return other // self, other % self
+
     # A sequence along the first axis.
 
     def __len__(self) -> int:
@@ -314,6 +325,8 @@ class Tensor(Interchange, Methods):
         return (self[i] for i in range(self.shape[0]))
 
     def __contains__(self, value: object) -> bool:
+        if not _operand(value):
+            return False
         return bool(_namespace().any(self == value))
 
     def __getitem__(self, key: Any, /) -> Tensor:

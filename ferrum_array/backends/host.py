@@ -77,36 +77,58 @@ def array(obj: Any, dtype: Dtype | None) -> np.ndarray[Any, Any]:
         ValueError: for ragged sequences. TypeError: for elements that are not numbers.
         OverflowError: for an integer outside the dtype.
     """
+    given = f"{type(obj).__name__} {str(obj)[:60]}" if isinstance(obj, (str, bytes, int, float, complex)) else type(obj).__name__
+    if is_numpy(obj) or not isinstance(obj, (bool, int, float, complex, list, tuple, range)):
+        if isinstance(obj, (str, bytes)) or obj is None:
+            raise TypeError(f"asarray: a tensor holds numbers, got {given}")
+        found = _as_host(obj)
+        return found if dtype is None else convert(found, dtype)
     try:
-        if is_numpy(obj) or not isinstance(obj, (bool, int, float, complex, list, tuple, range)):
-            if isinstance(obj, (str, bytes)) or obj is None:
-                raise TypeError(f"asarray: a tensor holds numbers, got {type(obj).__name__} {obj!r:.60}")
-            found = _as_host(obj)
-            return found if dtype is None else convert(found, dtype)
         if dtype is not None and dtype is not Dtype.BF16:
             return np.asarray(obj, dtype=_RAW[dtype])
         found = np.asarray(obj)
     except ValueError as error:
         if "inhomogeneous" in str(error):
-            raise ValueError(f"asarray: the nested sequences are ragged, not a rectangular block of numbers: {error}") from None
-        raise
+            raise ValueError(f"asarray: the nested sequences are ragged, not a rectangular block: {error}") from None
+        raise ValueError(f"asarray: {error}, making {dtype} from {given}") from error
+    except OverflowError as error:
+        raise OverflowError(f"asarray: {error}, making {dtype} from {given}") from error
+    except TypeError as error:
+        hint = "; take the real parts first" if "complex" in str(error) else ""
+        raise TypeError(f"asarray: {dtype} cannot be made from {given}: {error}{hint}") from error
+    if found.dtype.kind == "O" and all(type(one) in (bool, int) for one in found.flat):
+        raise OverflowError(f"asarray: integers beyond 64 bits in {given}; write them as floats")
     if found.dtype.kind not in "biufc":
-        raise TypeError(f"asarray: a tensor holds numbers; NumPy reads {type(obj).__name__} {str(obj)[:60]} as {found.dtype}")
+        raise TypeError(f"asarray: a tensor holds numbers; {given} is read as {found.dtype}")
+    typed = _typed(obj)
     if dtype is None:
-        if found.dtype == np.uint64:
-            raise OverflowError("asarray: integers beyond int64 were given; name the dtype, for example dtype='uint64'")
+        if found.dtype == np.uint64 and not typed:
+            raise OverflowError(f"asarray: {given} is beyond int64; name the dtype, for example dtype='uint64'")
         kinds = {"b": Dtype.BOOL, "i": Dtype.I64, "f": Dtype.F32, "c": Dtype.C64}
-        dtype = kinds[found.dtype.kind] if found.size or found.dtype.kind != "f" else Dtype.F32
+        dtype = dtype_of(found) if typed else kinds[found.dtype.kind]
     return convert(found, dtype)
 
 
+def _typed(obj: Any) -> bool:
+    """Whether the first element of nested sequences is a NumPy array or scalar, which has a dtype of its own."""
+    while isinstance(obj, (list, tuple)) and obj:
+        obj = obj[0]
+    return is_numpy(obj)
+
+
 def convert(found: np.ndarray[Any, Any], dtype: Dtype) -> np.ndarray[Any, Any]:
-    """*found* in *dtype*, copied only where it has another; without NumPy's warnings about overflow."""
+    """*found* in *dtype*, copied only where it has another; without NumPy's warnings about overflow.
+
+    Raises:
+        TypeError: for complex to real, which would drop the imaginary parts.
+    """
     wanted = raw_dtype(dtype)
     if found.dtype == wanted:
         return found
+    if found.dtype.kind == "c" and not dtype.is_complex:
+        raise TypeError(f"asarray: {found.dtype} to {dtype} would drop the imaginary parts; take the real parts first")
     with np.errstate(all="ignore"):
-        return (found.real if found.dtype.kind == "c" and not dtype.is_complex else found).astype(wanted)
+        return found.astype(wanted)
 
 
 def format_array(array: Any, *, prefix: str, **options: Any) -> str:

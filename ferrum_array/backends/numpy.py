@@ -160,10 +160,18 @@ class NumpyBackend(SharedBackend):
             if copy is False:
                 raise BufferError("__dlpack__: read-only memory needs max_version >= (1, 0) or a copy")
             copy = True
+        if host.dtype_of(raw) is Dtype.BF16:
+            raise BufferError("__dlpack__: NumPy exports no bfloat16; convert with astype('float32') first")
         return (raw.copy() if copy else raw[...]).__dlpack__(max_version=max_version)
 
     def from_dlpack(self, obj: Any, *, copy: bool | None) -> Raw:
-        return self.adopt(np.from_dlpack(obj, copy=copy))
+        try:
+            return self.adopt(np.from_dlpack(obj, copy=copy))
+        except RuntimeError as error:
+            raise BufferError(
+                f"from_dlpack: NumPy cannot take this memory of {type(obj).__name__} ({error}); bfloat16 goes through its "
+                "bits: export it as 16-bit integers, or convert it to float32 first"
+            ) from error
 
     # Quicker ways to the same.
 
