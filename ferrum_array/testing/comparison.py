@@ -313,9 +313,10 @@ def _part(
 
 
 def _distance(a: float, e: float) -> float:
-    if isinstance(a, int) and isinstance(e, int):
-        return a - e if a >= e else e - a
-    return math.fabs(a - e)
+    # as integers where both are: a float would lose the last digits of large ones
+    if isinstance(a, int) or isinstance(e, int):
+        a, e = (int(n) if n == int(n) else n for n in (a, e))
+    return a - e if a >= e else e - a
 
 
 def _flat(x: Tensor) -> list[Number]:

@@ -153,14 +153,15 @@ def elements(
     max_value: float | None = None,
     allow_nan: bool | None = None,
     allow_infinity: bool | None = None,
-    allow_subnormal: bool = True,
+    allow_subnormal: bool | None = None,
 ) -> SearchStrategy[Any]:
     """Python numbers that *dtype* holds exactly.
 
     Args:
         min_value, max_value: bounds of real numbers and of the modulus of complex ones (the upper
             one alone); by default those of the dtype. A floating bound must be a number of it.
-        allow_nan, allow_infinity: by default, whether there are no bounds.
+        allow_nan, allow_infinity: by default, whether there are no bounds. allow_subnormal: by
+            default, whether the bounds have room for subnormal numbers.
 
     Raises:
         ValueError: for bounds that the dtype does not hold.
@@ -189,6 +190,7 @@ def elements(
     if wanted.is_complex:
         if min_value is not None:
             raise ValueError("elements: complex numbers have no min_value; give max_value alone")
+        special["allow_subnormal"] = allow_subnormal is not False
         found = st.complex_numbers(max_magnitude=max_value, width=wanted.bits, **special)
         return cast("SearchStrategy[Any]", found)
     for bound in (min_value, max_value):
