@@ -55,9 +55,9 @@ def floating(
 
 def real(name: str, what: str, value: Any, dtype: Dtype) -> float:
     """*value* rounded to *dtype* on the host, so that every storage computes with one number."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not hasattr(value, "__float__"):
         kind = type(value).__name__
-        raise TypeError(f"{name}: {what} must be a Python number, got {kind} {value!r:.60}")
+        raise TypeError(f"{name}: {what} must be a real number, got {kind} {value!r:.60}")
     try:
         number = nearest(float(value), dtype)
     except OverflowError:  # an integer beyond float64

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any, Self
 
+from ferrum_array.creation import empty
 from ferrum_array.device import CPU, Device
 from ferrum_array.dispatch import shape_tuple
 from ferrum_array.dtype import Dtype
@@ -112,8 +113,8 @@ class Stream:
         spec_of(wanted, target)
         lengths = shape_tuple("bits", shape)
         if wanted is Dtype.U32:
-            return self._draw(lengths, 1, target, lambda words: words)
-        return self._draw(lengths, 2, target, pair)
+            return self._draw(lengths, 1, wanted, target, lambda words: words)
+        return self._draw(lengths, 2, wanted, target, pair)
 
     def _reserve(self, words: int) -> int:
         """The position of the next *words* words, which count as used from now on."""
@@ -131,11 +132,13 @@ class Stream:
         self,
         shape: tuple[int, ...],
         words: int,
+        dtype: Dtype,
         device: Device,
         transform: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """*transform* of the *words* words of each element, a part of the elements at a time."""
         count = math.prod(shape)
+        empty(count, dtype=dtype, device=device)  # where memory is short, say so before the work
         first, step = self._reserve(words * count), _CHUNK // words
         parts = []
         for done in range(0, count or 1, step):
