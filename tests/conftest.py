@@ -51,7 +51,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"not run: needs {need}"))
 
 
+# One value a session, so that property tests may use it: Hypothesis refuses fixtures made per test.
 @pytest.fixture(
+    scope="session",
     params=[
         "cpu",
         pytest.param("mlx:cpu", marks=pytest.mark.mlx),
