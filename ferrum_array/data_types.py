@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ferrum_array.creation import converted
+from ferrum_array.conversion import converted
 from ferrum_array.device import Device
 from ferrum_array.dispatch import tensor
 from ferrum_array.dtype import Dtype, integer_limits, promote_dtypes, weak_promote
@@ -69,8 +69,14 @@ def result_type(*arrays_and_dtypes: Any) -> Dtype:
         >>> fa.result_type(fa.float16, fa.ones(1), 1.0)
         ferrum_array.float32
     """
-    numbers = [one for one in arrays_and_dtypes if isinstance(one, (bool, int, float, complex)) and not hasattr(one, "dtype")]
-    strong = [_dtype(one.dtype if hasattr(one, "dtype") else one) for one in arrays_and_dtypes if not any(one is n for n in numbers)]
+    numbers = [
+        one for one in arrays_and_dtypes if isinstance(one, (bool, int, float, complex)) and not hasattr(one, "dtype")
+    ]
+    strong = [
+        _dtype(one.dtype if hasattr(one, "dtype") else one)
+        for one in arrays_and_dtypes
+        if not any(one is n for n in numbers)
+    ]
     if not strong:
         raise ValueError("result_type: needs at least one tensor or dtype")
     result = promote_dtypes(*strong)

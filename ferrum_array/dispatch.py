@@ -66,7 +66,7 @@ def tensor(name: str, value: object, what: str = "x") -> Tensor:
         TypeError: naming the function, the argument and what came.
     """
     if value.__class__ is Tensor:
-        return value  # type: ignore[return-value]  # just tested
+        return value
     if host.is_numpy(value):
         array = host.array(value, None)
         spec = spec_of(host.dtype_of(array), CPU)
@@ -110,7 +110,9 @@ def _scalar_fits(name: str, value: Scalar, dtype: Dtype) -> None:
     if dtype.is_integer and not isinstance(value, (float, complex)):
         low, high = integer_limits(dtype)
         if not low <= value <= high:
-            raise OverflowError(f"{name}: the Python integer {_short(value)} is outside {dtype}, which holds {low} to {high}")
+            raise OverflowError(
+                f"{name}: the Python integer {_short(value)} is outside {dtype}, which holds {low} to {high}"
+            )
 
 
 def unify(name: str, *operands: Any) -> tuple[Spec, list[Any]]:
@@ -143,7 +145,9 @@ def unify(name: str, *operands: Any) -> tuple[Spec, list[Any]]:
         raise TypeError(f"{name}: {error}") from None
     for value in values:
         if not isinstance(value, Tensor):
-            dtype = weak_promote(dtype, value.__class__ if value.__class__ in (bool, int, float, complex) else type(value).__mro__[1])
+            dtype = weak_promote(
+                dtype, value.__class__ if value.__class__ in (bool, int, float, complex) else type(value).__mro__[1]
+            )
     spec = spec_of(dtype, device)
     return spec, [raw(name, value, spec) for value in values]
 
@@ -161,7 +165,7 @@ def raw(name: str, value: Operand, spec: Spec) -> Any:
 
 
 def suited(name: str, spec: Spec, kinds: tuple[str, ...] | None = None) -> Spec:
-    """*spec* if the function *name* is defined for its dtype, or the default float's for integers in floating functions.
+    """*spec*, or that of the default float for integers in floating functions, if *name* is defined for its dtype.
 
     Raises:
         TypeError: naming the function, the dtype and what it takes.
@@ -268,7 +272,9 @@ def binary(name: str, doc: str) -> Binary:
 
 def _no_negative_powers(spec: Spec, exponent: Any) -> None:
     if bool((wrap(exponent, spec) < 0).any()):
-        raise ValueError("pow: integers have no negative powers; convert the base first, for example with astype('float32')")
+        raise ValueError(
+            "pow: integers have no negative powers; convert the base first, for example with astype('float32')"
+        )
 
 
 def _certain(name: str, x1: Operand, x2: Operand) -> Tensor | None:
@@ -276,7 +282,7 @@ def _certain(name: str, x1: Operand, x2: Operand) -> Tensor | None:
     for x, number, reflected in ((x1, x2, False), (x2, x1, True)):
         if isinstance(x, Tensor) and x.dtype.is_integer and number.__class__ is int:
             low, high = integer_limits(x.dtype)
-            if low <= number <= high:  # type: ignore[operator]  # an int
+            if low <= number <= high:
                 return None
             sides = (number, 0) if reflected else (0, number)
             spec = spec_of(Dtype.BOOL, x.device)
@@ -351,5 +357,5 @@ def shape_tuple(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
             raise ValueError(f"{name}: negative length {length} in shape {lengths}")
         size *= length or 1
     if size >= 1 << 60:
-        raise ValueError(f"{name}: the shape {str(lengths):.60} has more elements than any memory holds")
+        raise ValueError(f"{name}: the shape {lengths!s:.60} has more elements than any memory holds")
     return lengths

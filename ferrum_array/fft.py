@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
 from ferrum_array.creation import arange
 from ferrum_array.device import Device
@@ -18,6 +18,8 @@ __all__ = [
     "rfftfreq", "rfftn",
 ]  # fmt: skip
 
+_F = TypeVar("_F", bound=Callable[..., Tensor])
+
 Norm = Literal["backward", "ortho", "forward"]
 
 
@@ -31,7 +33,13 @@ class TransformN(Protocol):
     """A transform along several axes."""
 
     def __call__(
-        self, x: Tensor, /, *, s: Sequence[int] | None = None, axes: Sequence[int] | None = None, norm: Norm = "backward"
+        self,
+        x: Tensor,
+        /,
+        *,
+        s: Sequence[int] | None = None,
+        axes: Sequence[int] | None = None,
+        norm: Norm = "backward",
     ) -> Tensor: ...
 
 
@@ -49,7 +57,9 @@ def _ready(name: str, x: Tensor, takes: str) -> Tensor:
     dtype = x.dtype
     if takes == "real":
         if dtype.is_complex:
-            raise TypeError(f"{name}: takes real numbers, got {x._summary()}; use {name.replace('r', '', 1)} for complex ones")
+            raise TypeError(
+                f"{name}: takes real numbers, got {x._summary()}; use {name.replace('r', '', 1)} for complex ones"
+            )
         wanted = dtype if dtype in (Dtype.F32, Dtype.F64) else DEFAULT_FLOAT
     else:
         wanted = dtype.complex if dtype.is_floating or dtype.is_complex else Dtype.C64
@@ -70,7 +80,7 @@ def _transform(name: str, takes: str, real_result: bool, doc: str) -> Transform:
     return _named(function, name, doc)
 
 
-def _named(function: Any, name: str, doc: str) -> Any:
+def _named(function: _F, name: str, doc: str) -> _F:
     function.__name__ = function.__qualname__ = name
     function.__doc__ = (
         f"{doc}\n\nArgs:\n"
@@ -109,14 +119,16 @@ def _transform_n(name: str, one: Callable[..., Tensor], last: Callable[..., Tens
             x = one(x, n=length, axis=place, norm=norm)
         return x
 
-    return _named(function, name, doc)  # type: ignore[no-any-return]  # a function of that shape
+    return _named(function, name, doc)
 
 
 fft = _transform("fft", "complex", False, "The discrete Fourier transform along one axis.")
 ifft = _transform("ifft", "complex", False, "The inverse of :func:`fft`.")
 rfft = _transform("rfft", "real", False, "The transform of real numbers: the n // 2 + 1 points that are not mirrored.")
 irfft = _transform("irfft", "complex", True, "The inverse of :func:`rfft`: real; n = 2 (points - 1) by default.")
-hfft = _transform("hfft", "complex", True, "The transform of a Hermitian sequence: real; n = 2 (points - 1) by default.")
+hfft = _transform(
+    "hfft", "complex", True, "The transform of a Hermitian sequence: real; n = 2 (points - 1) by default."
+)
 ihfft = _transform("ihfft", "real", False, "The inverse of :func:`hfft`.")
 fftn = _transform_n("fftn", fft, fft, "The discrete Fourier transform along several axes.")
 ifftn = _transform_n("ifftn", ifft, ifft, "The inverse of :func:`fftn`.")

@@ -84,7 +84,7 @@ def printoptions(**options: Any) -> Iterator[None]:
 
 
 def represent(tensor: Any, prefix: str, suffix: str) -> str:
-    """The text of *tensor* between *prefix* and *suffix*; with a prefix, dtype and device are named where not default."""
+    """The text of *tensor* between *prefix* and *suffix*; a prefix asks for dtype and device where not default."""
     options = _options.get()
     dtype, device = tensor.dtype, tensor.device
     shown = _edges(tensor, options.edgeitems) if tensor.size > options.threshold else tensor
@@ -114,6 +114,8 @@ def _edges(tensor: Any, edgeitems: int) -> Any:
     for axis, length in enumerate(tensor.shape):
         if length > 2 * edgeitems + 1:
             fa = tensor.__array_namespace__()
-            keys = ((slice(None),) * axis + (part,) for part in (slice(0, edgeitems + 1), slice(length - edgeitems, None)))
+            keys = (
+                (slice(None),) * axis + (part,) for part in (slice(0, edgeitems + 1), slice(length - edgeitems, None))
+            )
             tensor = fa.concat([tensor[key] for key in keys], axis=axis)
     return tensor

@@ -22,7 +22,9 @@ def raw_key(x: Tensor, key: Any) -> Any:
     """
     if isinstance(key, tuple):
         parts = tuple(_part(x, one) for one in key)
-        taken = sum(getattr(p, "ndim", 1) if _is_mask(x, p) else 1 for p in parts if p is not None and p is not Ellipsis)
+        taken = sum(
+            getattr(p, "ndim", 1) if _is_mask(x, p) else 1 for p in parts if p is not None and p is not Ellipsis
+        )
         if sum(p is Ellipsis for p in parts) > 1:
             raise IndexError(f"an index has at most one ellipsis, got {key!r}")
         if taken > x.ndim:
@@ -59,7 +61,8 @@ def _part(x: Tensor, part: Any) -> Any:
         index = operator.index(part)
     except TypeError:
         raise IndexError(
-            f"an index is an integer, slice, ..., None, or an integer or boolean tensor; got {type(part).__name__} {part!r:.60}"
+            "an index is an integer, slice, ..., None, or an integer or boolean tensor; "
+            f"got {type(part).__name__} {part!r:.60}"
         ) from None
     if abs(index) >= 1 << 63:
         raise IndexError(f"an index of {index.bit_length()} bits is out of bounds for {x._summary()}")
@@ -76,8 +79,9 @@ def write(x: Tensor, key: Any, value: Any) -> None:
     """Set ``x[key] = value``: in place if nothing else can see the memory of *x*, on a copy otherwise.
 
     Raises:
-        TypeError: if the dtype of *x* does not hold values of the kind of *value*. ValueError: if its shape does not fit,
-        or it lies on another device. IndexError: for a bad key. In every case *x* is as it was.
+        TypeError: if the dtype of *x* does not hold values of the kind of *value*.
+        ValueError: if its shape does not fit, or it lies on another device.
+        IndexError: for a bad key. In every case *x* is as it was.
     """
     spec = x._spec
     if not isinstance(value, (bool, int, float, complex)) or host.is_numpy_scalar(value):
@@ -94,7 +98,7 @@ def write(x: Tensor, key: Any, value: Any) -> None:
         lifted = weak_promote(spec.dtype, type(value))
     if lifted is not spec.dtype and not _same_kind(spec.dtype, lifted):
         raise TypeError(
-            f"setitem: {x._summary()} does not hold a {lifted.kind} value; convert the tensor or the value with astype()"
+            f"setitem: {x._summary()} does not hold a {lifted.kind} value; convert one of them with astype()"
         )
     data = raw("setitem", value, spec)
     place = raw_key(x, key)
@@ -104,7 +108,9 @@ def write(x: Tensor, key: Any, value: Any) -> None:
     while len(shape) > len(target) and shape[0] == 1:
         shape = shape[1:]
     if broadcast("setitem", shape, target) != target:
-        raise ValueError(f"setitem: a value of shape {tuple(data.shape)} does not fit the selected part of shape {target}")
+        raise ValueError(
+            f"setitem: a value of shape {tuple(data.shape)} does not fit the selected part of shape {target}"
+        )
     if shape != tuple(data.shape):
         data = call["reshape"](data, shape)
     if isinstance(value, Tensor) and spec.device.backend.shares_memory(data, x._data):
@@ -132,7 +138,8 @@ def _indices(name: str, x: Tensor, indices: Tensor, length: int) -> Tensor:
         low, high = int(indices.min()), int(indices.max())
         if low < -length or high >= length:
             raise IndexError(
-                f"{name}: index {low if low < -length else high} is out of bounds for an axis of length {length} of {x._summary()}"
+                f"{name}: index {low if low < -length else high} is out of bounds for an axis of length {length} "
+                f"of {x._summary()}"
             )
         if low < 0:
             fa = x.__array_namespace__()

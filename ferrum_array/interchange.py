@@ -165,7 +165,9 @@ class Interchange:
         if not spec:
             return str(self)
         if self._data.shape:
-            raise TypeError(f"format {spec!r} needs a 0-d tensor, got {self._summary()}; format its elements one by one")
+            raise TypeError(
+                f"format {spec!r} needs a 0-d tensor, got {self._summary()}; format its elements one by one"
+            )
         return format(self.item(), spec)  # type: ignore[attr-defined]  # Tensor has it
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -174,9 +176,9 @@ class Interchange:
 
 def restore(host: Any, dtype: Dtype, device: Any) -> Any:
     """The tensor that was pickled as *host*, on the device where it was."""
-    from_host = sys.modules[__package__].creation.from_host
+    from_host = sys.modules[__package__].conversion.from_host
     return from_host(host.view(_bfloat16(host)) if dtype is Dtype.BF16 else host, device)
 
 
 def _bfloat16(host: Any) -> Any:
-    return sys.modules[__package__].creation.host.bfloat16()
+    return sys.modules[__package__].conversion.host.bfloat16()

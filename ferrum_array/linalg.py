@@ -1,4 +1,4 @@
-"""Linear algebra of the array API standard: products in the main namespace, the rest in the ``linalg`` extension.
+"""Linear algebra: the ``linalg`` extension of the array API standard. Its products are in ``products.py``.
 
 Matrices are the last two axes, [..., M, N]; the others are a stack. 16-bit floats are computed in float32 and rounded.
 """
@@ -6,16 +6,16 @@ Matrices are the last two axes, [..., M, N]; the others are a stack. 16-bit floa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, integer, normalize_axes, normalize_axis, tensor, unify
+from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, integer, normalize_axes, tensor, unify
 from ferrum_array.dtype import Dtype
 from ferrum_array.elementwise import abs as abs_
-from ferrum_array.elementwise import conj, divide, greater, multiply, not_equal, pow, sqrt, subtract
-from ferrum_array.manipulation import broadcast_to, concat, moveaxis, permute_dims, reshape
+from ferrum_array.elementwise import conj, divide, greater, multiply, not_equal, pow, sqrt
+from ferrum_array.manipulation import broadcast_to, reshape
+from ferrum_array.products import cross, matmul, matrices, matrix_transpose, numeric, outer, tensordot, vecdot
 from ferrum_array.searching import count_nonzero, where
-from ferrum_array.spec import Spec, spec_of
+from ferrum_array.spec import spec_of
 from ferrum_array.statistical import max as max_
 from ferrum_array.statistical import min as min_
 from ferrum_array.statistical import sum as sum_
@@ -64,167 +64,12 @@ class SVDResult(NamedTuple):
     Vh: Tensor
 
 
-# Products.
-
-
-def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
-    """The matrix product [..., M, K] @ [..., K, N]; a 1-D operand is a row (left) or column (right) vector.
-
-    16-bit floats accumulate in float32; integers in their own dtype, modulo its size.
-
-    Raises:
-        ValueError: if the inner lengths differ, the stacks do not broadcast, or an operand is 0-d.
-        TypeError: for booleans.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.matmul(fa.asarray([[1, 2]]), fa.asarray([[3], [4]]))
-        Tensor([[11]])
-    """
-    x1, x2 = tensor("matmul", x1, "x1"), tensor("matmul", x2, "x2")
-    spec, (left, right) = unify("matmul", x1, x2)
-    _numeric("matmul", spec)
-    if not x1.ndim or not x2.ndim:
-        raise ValueError(f"matmul: needs at least one axis each, got {x1._summary()} and {x2._summary()}")
-    inner = x2.shape[-2] if x2.ndim > 1 else x2.shape[0]
-    if x1.shape[-1] != inner:
-        raise ValueError(
-            f"matmul: {x1._summary()} @ {x2._summary()}: the last axis of the first has length {x1.shape[-1]}, "
-            f"the one that it meets {inner}"
-        )
-    broadcast("matmul (stacks)", x1.shape[:-2], x2.shape[:-2])
-    return wrap(spec.call["matmul"](left, right), spec)
-
-
-def _numeric(name: str, spec: Spec) -> None:
-    if spec.dtype is Dtype.BOOL:
-        raise TypeError(f"{name}: not defined for bool; convert first, for example with astype('int64')")
-
-
-def vecdot(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
-    """The sum of conj(x1) * x2 along *axis*; the other axes broadcast.
-
-    Raises:
-        ValueError: if the lengths along *axis* differ. IndexError: if *axis* is not negative and out of bounds.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.vecdot(fa.asarray([1, 2, 3]), fa.asarray([4, 5, 6]))
-        Tensor(32)
-    """
-    x1, x2 = tensor("vecdot", x1, "x1"), tensor("vecdot", x2, "x2")
-    a, b = (normalize_axis("vecdot", axis, x.ndim) for x in (x1, x2))
-    if x1.shape[a] != x2.shape[b]:
-        raise ValueError(f"vecdot: {x1._summary()} and {x2._summary()} have lengths {x1.shape[a]} and {x2.shape[b]} along axis {axis}")
-    spec, (left, right) = unify("vecdot", moveaxis(x1, a, -1), moveaxis(x2, b, -1))
-    _numeric("vecdot", spec)
-    broadcast("vecdot", tuple(left.shape), tuple(right.shape))
-    return wrap(spec.call["vecdot"](left, right), spec)
-
-
-def tensordot(
-    x1: Tensor, x2: Tensor, /, *, axes: int | tuple[Sequence[int], Sequence[int]] = 2
-) -> Tensor:
-    """The products of *x1* and *x2* summed over pairs of axes: the last and first *axes*, or those of two sequences.
-
-    Raises:
-        ValueError: if the paired lengths differ. IndexError: for an axis out of bounds.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.tensordot(fa.ones((2, 3)), fa.ones((3, 4)), axes=1).shape
-        (2, 4)
-    """
-    x1, x2 = tensor("tensordot", x1, "x1"), tensor("tensordot", x2, "x2")
-    if isinstance(axes, int):
-        if not 0 <= axes <= min(x1.ndim, x2.ndim):
-            raise ValueError(f"tensordot: axes={axes} does not fit {x1._summary()} and {x2._summary()}")
-        first, second = tuple(range(x1.ndim - axes, x1.ndim)), tuple(range(axes))
-    else:
-        first = normalize_axes("tensordot", tuple(axes[0]), x1.ndim)
-        second = normalize_axes("tensordot", tuple(axes[1]), x2.ndim)
-    lengths = [x1.shape[a] for a in first]
-    if lengths != [x2.shape[a] for a in second]:
-        raise ValueError(f"tensordot: axes {first} of {x1._summary()} and {second} of {x2._summary()} differ in length")
-    rest1 = [a for a in range(x1.ndim) if a not in first]
-    rest2 = [a for a in range(x2.ndim) if a not in second]
-    shape = tuple(x1.shape[a] for a in rest1) + tuple(x2.shape[a] for a in rest2)
-    inner = math.prod(lengths)
-    left = reshape(permute_dims(x1, (*rest1, *first)), (math.prod(x1.shape[a] for a in rest1), inner))
-    right = reshape(permute_dims(x2, (*second, *rest2)), (inner, math.prod(x2.shape[a] for a in rest2)))
-    return reshape(matmul(left, right), shape)
-
-
-def matrix_transpose(x: Tensor, /) -> Tensor:
-    """The last two axes swapped.
-
-    Raises:
-        ValueError: for fewer than two axes.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.matrix_transpose(fa.ones((2, 3))).shape
-        (3, 2)
-    """
-    x = _matrices("matrix_transpose", x)
-    return permute_dims(x, (*range(x.ndim - 2), x.ndim - 1, x.ndim - 2))
-
-
-def outer(x1: Tensor, x2: Tensor, /) -> Tensor:
-    """The products of each element of *x1* [M] with each of *x2* [N]: [M, N].
-
-    Raises:
-        ValueError: if an operand is not 1-D.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.outer(fa.asarray([1, 2]), fa.asarray([3, 4]))
-        Tensor([[3, 4],
-                [6, 8]])
-    """
-    x1, x2 = tensor("outer", x1, "x1"), tensor("outer", x2, "x2")
-    if x1.ndim != 1 or x2.ndim != 1:
-        raise ValueError(f"outer: needs two 1-D tensors, got {x1._summary()} and {x2._summary()}")
-    return multiply(reshape(x1, (-1, 1)) if x1.size else reshape(x1, (0, 1)), x2)
-
-
-def cross(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
-    """The cross product of vectors of three components along *axis*; the other axes broadcast.
-
-    Raises:
-        ValueError: if an operand has not length 3 along *axis*.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.cross(fa.asarray([1, 0, 0]), fa.asarray([0, 1, 0]))
-        Tensor([0, 0, 1])
-    """
-    x1, x2 = tensor("cross", x1, "x1"), tensor("cross", x2, "x2")
-    a, b = (normalize_axis("cross", axis, x.ndim) for x in (x1, x2))
-    if x1.shape[a] != 3 or x2.shape[b] != 3:
-        raise ValueError(f"cross: {x1._summary()} and {x2._summary()} must have length 3 along axis {axis}")
-    u, v = moveaxis(x1, a, -1), moveaxis(x2, b, -1)
-    parts = [
-        subtract(multiply(u[..., i], v[..., j]), multiply(u[..., j], v[..., i])) for i, j in ((1, 2), (2, 0), (0, 1))
-    ]
-    return moveaxis(concat([reshape(p, (*p.shape, 1)) for p in parts], axis=-1), -1, axis)
-
-
 # Parts of matrices.
-
-
-def _matrices(name: str, x: Tensor, *, square: bool = False) -> Tensor:
-    x = tensor(name, x)
-    if x.ndim < 2:
-        raise ValueError(f"{name}: needs matrices, at least two axes, got {x._summary()}")
-    if square and x.shape[-1] != x.shape[-2]:
-        raise ValueError(f"{name}: needs square matrices, got {x._summary()}")
-    return x
 
 
 def _floating(name: str, x: Tensor, *, square: bool = False) -> Tensor:
     """Matrices of a floating dtype; integers become the default float."""
-    x = _matrices(name, x, square=square)
+    x = matrices(name, x, square=square)
     if x.dtype.is_floating or x.dtype.is_complex:
         return x
     spec = spec_of(DEFAULT_FLOAT, x.device)
@@ -242,7 +87,7 @@ def diagonal(x: Tensor, /, *, offset: int = 0) -> Tensor:
         >>> fa.linalg.diagonal(fa.asarray([[1, 2], [3, 4]]))
         Tensor([1, 4])
     """
-    x = _matrices("diagonal", x)
+    x = matrices("diagonal", x)
     return wrap(x._spec.call["diagonal"](x._data, integer("diagonal", "offset", offset)), x._spec)
 
 
@@ -257,22 +102,17 @@ def trace(x: Tensor, /, *, offset: int = 0, dtype: Any = None) -> Tensor:
         >>> fa.linalg.trace(fa.asarray([[1, 2], [3, 4]]))
         Tensor(5)
     """
-    return sum_(diagonal(_matrices("trace", x), offset=offset), axis=-1, dtype=dtype)
+    return sum_(diagonal(matrices("trace", x), offset=offset), axis=-1, dtype=dtype)
 
 
 # Decompositions and solvers.
 
 
-def _named_results(x: Tensor, name: str, *arguments: Any) -> tuple[Any, ...]:
+def _result(x: Tensor, name: str, *arguments: Any) -> Any:
     try:
-        found = x._spec.call[name](x._data, *arguments)
+        return x._spec.call[name](x._data, *arguments)
     except ValueError as error:  # the libraries' LinAlgError is one
         raise ValueError(f"{name}: {error}, for {x._summary()}") from error
-    return found if isinstance(found, tuple) else (found,)
-
-
-def _wrapped(x: Tensor, data: Any) -> Tensor:
-    return wrap(data, spec_of(x.device.backend.dtype_of(data), x.device))
 
 
 def cholesky(x: Tensor, /, *, upper: bool = False) -> Tensor:
@@ -288,7 +128,7 @@ def cholesky(x: Tensor, /, *, upper: bool = False) -> Tensor:
                 [0., 3.]])
     """
     x = _floating("cholesky", x, square=True)
-    return wrap(*_named_results(x, "cholesky", bool(upper)), x._spec)
+    return wrap(_result(x, "cholesky", bool(upper)), x._spec)
 
 
 def inv(x: Tensor, /) -> Tensor:
@@ -304,7 +144,7 @@ def inv(x: Tensor, /) -> Tensor:
                 [0.  , 0.25]])
     """
     x = _floating("inv", x, square=True)
-    return wrap(*_named_results(x, "inv"), x._spec)
+    return wrap(_result(x, "inv"), x._spec)
 
 
 def det(x: Tensor, /) -> Tensor:
@@ -319,7 +159,7 @@ def det(x: Tensor, /) -> Tensor:
         Tensor(8.)
     """
     x = _floating("det", x, square=True)
-    return wrap(*_named_results(x, "det"), x._spec)
+    return wrap(_result(x, "det"), x._spec)
 
 
 def slogdet(x: Tensor, /) -> SlogdetResult:
@@ -334,7 +174,7 @@ def slogdet(x: Tensor, /) -> SlogdetResult:
         Tensor(-1.)
     """
     x = _floating("slogdet", x, square=True)
-    sign, logabsdet = _named_results(x, "slogdet")
+    sign, logabsdet = _result(x, "slogdet")
     return SlogdetResult(wrap(sign, x._spec), wrap(logabsdet, spec_of(x.dtype.real, x.device)))
 
 
@@ -366,7 +206,9 @@ def solve(x1: Tensor, x2: Tensor, /) -> Tensor:
 
 
 def qr(x: Tensor, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRResult:
-    """Orthonormal Q and upper triangular R with x = Q R: [..., M, K] and [..., K, N], K = min(M, N), or M for ``complete``.
+    """Orthonormal Q and upper triangular R with x = Q R: [..., M, K] and [..., K, N].
+
+    K is min(M, N), or M for ``complete``.
 
     Raises:
         ValueError: for another *mode* or fewer than two axes.
@@ -379,12 +221,14 @@ def qr(x: Tensor, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRR
     if mode not in ("reduced", "complete"):
         raise ValueError(f"qr: mode must be 'reduced' or 'complete', got {mode!r}")
     x = _floating("qr", x)
-    q, r = _named_results(x, "qr", mode)
+    q, r = _result(x, "qr", mode)
     return QRResult(wrap(q, x._spec), wrap(r, x._spec))
 
 
 def eigh(x: Tensor, /) -> EighResult:
-    """Eigenvalues, ascending, and eigenvectors (columns) of symmetric or Hermitian matrices; the lower triangle is read.
+    """Eigenvalues, ascending, and eigenvectors (columns) of symmetric or Hermitian matrices.
+
+    Only the lower triangle is read.
 
     Raises:
         ValueError: for matrices that are not square.
@@ -395,7 +239,7 @@ def eigh(x: Tensor, /) -> EighResult:
         Tensor([1., 2.])
     """
     x = _floating("eigh", x, square=True)
-    values, vectors = _named_results(x, "eigh")
+    values, vectors = _result(x, "eigh")
     return EighResult(wrap(values, spec_of(x.dtype.real, x.device)), wrap(vectors, x._spec))
 
 
@@ -411,7 +255,7 @@ def eigvalsh(x: Tensor, /) -> Tensor:
         Tensor([1., 2.])
     """
     x = _floating("eigvalsh", x, square=True)
-    return wrap(*_named_results(x, "eigvalsh"), spec_of(x.dtype.real, x.device))
+    return wrap(_result(x, "eigvalsh"), spec_of(x.dtype.real, x.device))
 
 
 def eig(x: Tensor, /) -> EigResult:
@@ -427,7 +271,7 @@ def eig(x: Tensor, /) -> EigResult:
     """
     x = _floating("eig", x, square=True)
     spec = spec_of(x.dtype.complex, x.device)
-    values, vectors = (spec.call["astype"](one) for one in _named_results(x, "eig"))
+    values, vectors = (spec.call["astype"](one) for one in _result(x, "eig"))
     return EigResult(wrap(values, spec), wrap(vectors, spec))
 
 
@@ -444,7 +288,7 @@ def eigvals(x: Tensor, /) -> Tensor:
     """
     x = _floating("eigvals", x, square=True)
     spec = spec_of(x.dtype.complex, x.device)
-    return wrap(spec.call["astype"](*_named_results(x, "eigvals")), spec)
+    return wrap(spec.call["astype"](_result(x, "eigvals")), spec)
 
 
 def svd(x: Tensor, /, *, full_matrices: bool = True) -> SVDResult:
@@ -459,7 +303,7 @@ def svd(x: Tensor, /, *, full_matrices: bool = True) -> SVDResult:
         (3, 2)
     """
     x = _floating("svd", x)
-    u, s, vh = _named_results(x, "svd", bool(full_matrices))
+    u, s, vh = _result(x, "svd", bool(full_matrices))
     return SVDResult(wrap(u, x._spec), wrap(s, spec_of(x.dtype.real, x.device)), wrap(vh, x._spec))
 
 
@@ -475,7 +319,7 @@ def svdvals(x: Tensor, /) -> Tensor:
         Tensor([1., 1.])
     """
     x = _floating("svdvals", x)
-    return wrap(*_named_results(x, "svdvals"), spec_of(x.dtype.real, x.device))
+    return wrap(_result(x, "svdvals"), spec_of(x.dtype.real, x.device))
 
 
 def _relative_tolerance(x: Tensor, rtol: float | Tensor | None) -> Any:
@@ -536,8 +380,8 @@ def matrix_power(x: Tensor, n: int, /) -> Tensor:
         Tensor([[1, 3],
                 [0, 1]])
     """
-    x = _matrices("matrix_power", x, square=True)
-    _numeric("matrix_power", x._spec)
+    x = matrices("matrix_power", x, square=True)
+    numeric("matrix_power", x._spec)
     count = integer("matrix_power", "n", n)
     if count < 0:
         x, count = inv(x), -count
@@ -554,9 +398,7 @@ def matrix_power(x: Tensor, n: int, /) -> Tensor:
 # Norms.
 
 
-def vector_norm(
-    x: Tensor, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2
-) -> Tensor:
+def vector_norm(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Tensor:
     """The *ord*-norm of vectors along *axis* (all elements for None): (sum of |x|**ord)**(1/ord).
 
     ``inf`` and ``-inf`` give the greatest and least |x|, 0 the number of elements that are not zero. Real.
@@ -589,11 +431,11 @@ def vector_norm(
     return pow(sum_(pow(size, float(ord)), axis=axes, keepdims=keepdims), 1.0 / ord)
 
 
-def matrix_norm(
-    x: Tensor, /, *, keepdims: bool = False, ord: float | Literal["fro", "nuc"] | None = "fro"
-) -> Tensor:
-    """A norm of matrices: ``fro`` (Frobenius), ``nuc`` (sum of singular values), 1 and -1 (greatest and least column sum),
-    2 and -2 (greatest and least singular value), inf and -inf (greatest and least row sum). Real.
+def matrix_norm(x: Tensor, /, *, keepdims: bool = False, ord: float | Literal["fro", "nuc"] | None = "fro") -> Tensor:
+    """A norm of matrices, real.
+
+    ``fro`` (Frobenius), ``nuc`` (sum of singular values), 1 and -1 (greatest and least column sum), 2 and -2 (greatest
+    and least singular value), inf and -inf (greatest and least row sum).
 
     Raises:
         ValueError: for another *ord* or fewer than two axes.
@@ -617,6 +459,10 @@ def matrix_norm(
     if ord in (1, -1, math.inf, -math.inf):
         sums = sum_(size, axis=-2 if abs(ord) == 1 else -1, keepdims=True)
         pick = max_ if ord > 0 else min_
-        result = sum_(sums, axis=(-2, -1), keepdims=True) if 0 in sums.shape[-2:] else pick(sums, axis=(-2, -1), keepdims=True)
+        result = (
+            sum_(sums, axis=(-2, -1), keepdims=True)
+            if 0 in sums.shape[-2:]
+            else pick(sums, axis=(-2, -1), keepdims=True)
+        )
         return result if keepdims else reshape(result, result.shape[:-2])
     raise ValueError(f"matrix_norm: ord must be 'fro', 'nuc', 1, -1, 2, -2, inf or -inf, got {ord!r}")

@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import prod
 
-from ferrum_array.dispatch import broadcast, integer, integers, normalize_axes, normalize_axis, shape_tuple, tensor, unify
+from ferrum_array.dispatch import (
+    broadcast,
+    integer,
+    integers,
+    normalize_axes,
+    normalize_axis,
+    shape_tuple,
+    tensor,
+    unify,
+)
 from ferrum_array.dtype import Dtype
 from ferrum_array.spec import spec_of
 from ferrum_array.tensor import Axis, Tensor, wrap
@@ -44,7 +53,9 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *, copy: bool | None = Non
         raise ValueError(f"reshape: {x._summary()} has {x.size} elements and cannot take the shape {wanted}")
     result = _view(x, wanted)
     if copy is False and x.size and not x.device.backend.shares_memory(result._data, x._data):
-        raise ValueError(f"reshape: {x._summary()} cannot take the shape {wanted} without a copy, and copy=False was given")
+        raise ValueError(
+            f"reshape: {x._summary()} cannot take the shape {wanted} without a copy, and copy=False was given"
+        )
     return result.copy() if copy else result
 
 
@@ -310,7 +321,7 @@ def repeat(x: Tensor, repeats: int | Tensor, /, *, axis: int | None = None) -> T
 
 
 def tile(x: Tensor, repetitions: Sequence[int], /) -> Tensor:
-    """*x* laid side by side *repetitions* times along each axis; the shorter of shape and repetitions gets leading ones.
+    """*x* laid side by side *repetitions* times along each axis, either one filled up with leading ones.
 
     Raises:
         ValueError: for a negative number.

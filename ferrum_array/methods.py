@@ -100,7 +100,7 @@ class Methods:
         Raises:
             ValueError: for an unknown device, or a *stream* where the devices take none.
         """
-        result: Tensor = _namespace().creation.transfer(self, Device(device), stream)
+        result: Tensor = _namespace().conversion.transfer(self, Device(device), stream)
         return result
 
     def copy(self) -> Tensor:

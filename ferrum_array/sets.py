@@ -102,7 +102,9 @@ def isin(x1: Operand, x2: Operand, /, *, invert: bool = False) -> Tensor:
     spec, (left, right) = unify("isin", x1, x2)
     elements, tests = wrap(left, spec), wrap(right, spec).reshape(-1)
     if tests.size == 0:
-        found = wrap(spec_of(Dtype.BOOL, spec.device).call["full"](elements.shape, False), spec_of(Dtype.BOOL, spec.device))
+        found = wrap(
+            spec_of(Dtype.BOOL, spec.device).call["full"](elements.shape, False), spec_of(Dtype.BOOL, spec.device)
+        )
     elif elements.size * tests.size <= _DIRECT or spec.dtype.is_complex:
         found = any_(equal(elements.reshape((*elements.shape, 1)), tests), axis=-1)
     else:

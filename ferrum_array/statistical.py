@@ -141,7 +141,7 @@ def _spread(name: str, x: Tensor, axis: Axis, correction: float, keepdims: bool)
 
 
 def var(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
-    """The variance along *axis*: the mean of |x - mean|**2 over N - *correction* elements (1 for a sample of a population).
+    """The variance along *axis*: the sum of |x - mean|**2 over N - *correction* (1 for a sample).
 
     Raises:
         IndexError: for an axis out of bounds.
@@ -190,7 +190,9 @@ def _cumulative(name: str, x: Tensor, axis: int | None, dtype: Any, include_init
 def cumulative_sum(
     x: Tensor, /, *, axis: int | None = None, dtype: Any = None, include_initial: bool = False
 ) -> Tensor:
-    """The sums of the first 1, 2, ... elements along *axis* (0, 1, ... with *include_initial*), with the dtypes of :func:`sum`.
+    """The sums of the first 1, 2, ... elements along *axis*, with the dtypes of :func:`sum`.
+
+    With *include_initial* the sum of none, 0, comes first.
 
     Raises:
         ValueError: without *axis* for more than one axis.

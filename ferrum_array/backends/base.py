@@ -35,7 +35,7 @@ elementwise (two operands)          ``f(x1, x2)``: one dtype, shapes broadcast; 
 ``astype``                          ``f(x)``: *x* of any dtype, converted to the dtype that was asked for
 ``view_real``                       ``f(x)``: complex [...] -> real [..., 2]
 ``full empty``                      ``f(shape, value)``, ``f(shape)``
-``arange linspace eye``             ``f(start, step, count)``, ``f(start, stop, num, endpoint)``, ``f(rows, columns, k)``
+``arange linspace eye``             ``f(start, step, count)``, ``f(start, stop, num, endpoint)``, ``f(rows, cols, k)``
 ``matmul vecdot``                   as the standard's, last axes; *vecdot* conjugates its first operand
 ``einsum``                          ``f(subscripts, *arrays)``
 ``cholesky eigh eigvalsh eig ...``  the linalg names of the standard on [..., M, N]
@@ -103,7 +103,7 @@ class Backend(ABC):
 
     @abstractmethod
     def from_host(self, array: Any, *, copy: bool | None) -> Raw:
-        """A raw array with the contents of a NumPy array (bfloat16 as ``ml_dtypes``); ValueError if it must copy but may not."""
+        """A raw array with the contents of a host array; ValueError if it must copy but may not."""
 
     @abstractmethod
     def to_host(self, raw: Raw, *, copy: bool | None) -> Any:

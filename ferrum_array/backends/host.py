@@ -1,7 +1,7 @@
 """The host side that all storages share: NumPy arrays made from Python objects, and their text.
 
-A host array is a C-contiguous or strided ``numpy.ndarray`` of native byte order; bfloat16 is the dtype of ``ml_dtypes``,
-which is imported when the first bfloat16 appears.
+A host array is a ``numpy.ndarray`` of native byte order; bfloat16 is the dtype of ``ml_dtypes``, which is
+imported when the first bfloat16 appears.
 """
 
 from __future__ import annotations
@@ -21,10 +21,11 @@ def bfloat16() -> np.dtype[Any]:
     """The NumPy dtype of bfloat16."""
     import ml_dtypes  # not at the top: importing ferrum_array imports NumPy alone
 
-    return np.dtype(ml_dtypes.bfloat16)
+    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
+    return dtype
 
 
-_RAW = {d: np.dtype(d.standard_name) for d in Dtype.all() if d is not Dtype.BF16}
+_RAW: dict[Dtype, Any] = {d: np.dtype(d.standard_name) for d in Dtype.all() if d is not Dtype.BF16}
 _DTYPES = {raw: d for d, raw in _RAW.items()}
 
 
@@ -77,7 +78,11 @@ def array(obj: Any, dtype: Dtype | None) -> np.ndarray[Any, Any]:
         ValueError: for ragged sequences. TypeError: for elements that are not numbers.
         OverflowError: for an integer outside the dtype.
     """
-    given = f"{type(obj).__name__} {str(obj)[:60]}" if isinstance(obj, (str, bytes, int, float, complex)) else type(obj).__name__
+    given = (
+        f"{type(obj).__name__} {str(obj)[:60]}"
+        if isinstance(obj, (str, bytes, int, float, complex))
+        else type(obj).__name__
+    )
     if is_numpy(obj) or not isinstance(obj, (bool, int, float, complex, list, tuple, range)):
         if isinstance(obj, (str, bytes)) or obj is None:
             raise TypeError(f"asarray: a tensor holds numbers, got {given}")

@@ -169,13 +169,13 @@ class NumpyBackend(SharedBackend):
             return self.adopt(np.from_dlpack(obj, copy=copy))
         except RuntimeError as error:
             raise BufferError(
-                f"from_dlpack: NumPy cannot take this memory of {type(obj).__name__} ({error}); bfloat16 goes through its "
-                "bits: export it as 16-bit integers, or convert it to float32 first"
+                f"from_dlpack: NumPy cannot take this memory of {type(obj).__name__} ({error}); bfloat16 goes through "
+                "its bits: export it as 16-bit integers, or convert it to float32 first"
             ) from error
 
     # Quicker ways to the same.
 
-    fn_getitem = staticmethod(getitem)
+    fn_getitem: Any = staticmethod(getitem)
 
     def fn_matmul(self, x1: Raw, x2: Raw) -> Raw:
         if x1.ndim == x2.ndim == 2 and x1.dtype.char in _BLAS and x1.dtype == x2.dtype:
@@ -192,7 +192,6 @@ class NumpyBackend(SharedBackend):
         # NumPy follows Python's divmod (inf // 2 is nan, -1 // inf is -1); the standard rounds the quotient down
         unusual = ~np.isfinite(result) | np.isinf(x2)
         return np.where(unusual, np.floor(np.divide(x1, x2)), result) if np.any(unusual) else result
-
 
     def fn_expm1(self, x: Raw) -> Raw:
         result = np.expm1(x)
@@ -216,6 +215,7 @@ class NumpyBackend(SharedBackend):
 
 class _Probe:
     __slots__ = ("_data",)
+    _data: Raw
 
 
 def _alone() -> int:

@@ -83,14 +83,15 @@ class SharedBackend(Backend):
         own = getattr(self, f"fn_{name}", None)
         if own is not None:
             return own  # type: ignore[no-any-return]  # a bound method
-        found = self.xp
+        found: Any = self.xp
         for part in _NUMPY_NAMES.get(name, name).split("."):
             found = getattr(found, part)
         return found  # type: ignore[no-any-return]  # a function of the library
 
     def _widened(self, function: Callable[..., Any], narrow: Any) -> Callable[..., Any]:
-        """*function* computed in float32 for operands of the 16-bit dtype *narrow*, its float32 results rounded back."""
-        array_type, wide = self.array_type, self.raw_dtype(Dtype.F32)
+        """*function* computed in float32 for operands of the 16-bit dtype *narrow*, its results rounded back."""
+        array_type: Any = self.array_type
+        wide = self.raw_dtype(Dtype.F32)
 
         def widen(value: Any) -> Any:
             if isinstance(value, list):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any, final
 
-from ferrum_array.creation import asarray
+from ferrum_array.conversion import asarray
 from ferrum_array.device import Device
 from ferrum_array.dispatch import normalize_axis, shape_tuple
 from ferrum_array.dtype import Dtype

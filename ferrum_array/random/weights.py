@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
-from ferrum_array.creation import asarray
+from ferrum_array.conversion import asarray
 from ferrum_array.device import Device
 from ferrum_array.dtype import Dtype
 from ferrum_array.random.quantiles import nearest

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from ferrum_array.creation import asarray
+from ferrum_array.conversion import asarray
 from ferrum_array.data_types import astype
 from ferrum_array.device import CPU
 from ferrum_array.dispatch import raw

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ferrum_array import device as device_
-from ferrum_array.creation import asarray, zeros
+from ferrum_array.conversion import asarray
+from ferrum_array.creation import zeros
 from ferrum_array.data_types import finfo
 from ferrum_array.device import Device, get_default_device
 from ferrum_array.dtype import Dtype, integer_limits, isdtype
