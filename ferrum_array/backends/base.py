@@ -109,6 +109,10 @@ class Backend(ABC):
     def to_host(self, raw: Raw, *, copy: bool | None) -> Any:
         """The contents as a NumPy array; ValueError if it must copy but may not."""
 
+    def from_peer(self, raw: Raw, source: Backend) -> Raw:
+        """A raw array with the contents of *raw*, which lies on the device of *source*: through the host, if need be."""
+        return self.from_host(source.to_host(raw, copy=None), copy=None)
+
     @abstractmethod
     def exclusive(self, holder: Holder) -> bool:
         """Whether *holder* alone can see the memory of its array, so that writing in place is safe."""

@@ -1,0 +1,162 @@
+"""Matrix products on CUDA: cuBLAS called on the arrays as they lie in memory, 16-bit floats accumulated in float32.
+
+CuPy's own ``matmul`` widens float16 to float32 above two axes and refuses bfloat16 there. Here every product of floats
+is one call of ``cublasGemmEx`` or ``cublasGemmStridedBatchedEx``: transposed and padded operands are passed with their
+strides, a stack of left matrices times one right matrix is one 2-D product, and broadcast axes have stride zero.
+
+cuBLAS counts columns first. Row-major memory of X reads there as X transposed, so C = L R is computed as C' = R' L'.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from math import prod
+from typing import Any
+
+import cupy as cp
+import numpy as np
+from cupy.cuda import device
+from cupy_backends.cuda import libs
+
+from ferrum_array.backends.base import Raw
+
+__all__ = ["int8_product", "matmul"]
+
+# Numbers of cuBLAS's headers: cudaDataType_t and cublasComputeType_t.
+_R_8I, _R_32I, _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32I = 3, 10, 68, 70, 72
+_DEFAULT_ALGORITHM = -1
+
+#: dtype -> (its number, in what to accumulate, the dtype of the factors alpha and beta)
+_FLOATS = {
+    "float16": (2, _COMPUTE_32F, "float32"),
+    "bfloat16": (14, _COMPUTE_32F, "float32"),
+    "float32": (0, _COMPUTE_32F, "float32"),
+    "float64": (1, _COMPUTE_64F, "float64"),
+    "complex64": (4, _COMPUTE_32F, "complex64"),
+    "complex128": (5, _COMPUTE_64F, "complex128"),
+}
+# The factors lie on the host, for as long as the process lives: cuBLAS takes their addresses.
+_FACTORS = {
+    name: (np.ones((), name), np.zeros((), name)) for name in ("float32", "float64", "complex64", "complex128", "int32")
+}
+_ADDRESSES = {name: (one.ctypes.data, zero.ctypes.data) for name, (one, zero) in _FACTORS.items()}
+
+#: More calls than this for one product, and a broadcast operand is written out instead.
+_MOST_CALLS = 32
+
+
+def matmul(x1: Raw, x2: Raw) -> Raw:
+    """The product by the standard's rules, the last axes of both matching; one dtype."""
+    left = x1 if x1.ndim > 1 else x1[None, :]
+    right = x2 if x2.ndim > 1 else x2[:, None]
+    name = x1.dtype.name
+    if name in _FLOATS:
+        number, compute, factor = _FLOATS[name]
+        out = _gemm(left, right, x1.dtype, number, number, compute, factor)
+    elif x1.dtype.itemsize == 1:
+        # modulo 256 the sign does not matter, so uint8 goes the way of int8
+        out = int8_product(left.view("int8"), right.view("int8")).astype("int8").view(x1.dtype)
+    else:
+        out = cp.matmul(left, right)
+    if x1.ndim > 1 < x2.ndim:
+        return out
+    shape = out.shape[:-2] + out.shape[-2:-1] * (x1.ndim > 1) + out.shape[-1:] * (x2.ndim > 1)
+    return out.reshape(shape)
+
+
+def int8_product(left: Raw, right: Raw) -> Raw:
+    """The int32 product of int8 matrices [..., M, K] @ [..., K, N]."""
+    sizes = (*left.shape[-2:], right.shape[-1])
+    if any(size % 4 for size in sizes):  # cuBLAS moves four bytes at once
+        return cp.matmul(left.astype("int32"), right.astype("int32"))
+    if any(step % 4 for x in (left, right) for step in x.strides if step != 1) or (left.data.ptr | right.data.ptr) % 4:
+        left, right = left.copy(order="C"), right.copy(order="C")
+    return _gemm(left, right, np.dtype("int32"), _R_8I, _R_32I, _COMPUTE_32I, "int32")
+
+
+def _layout(x: Raw) -> tuple[int, int] | None:
+    """How cuBLAS reads the matrices of *x*: (0 as they are, 1 transposed; leading dimension), or None if it cannot."""
+    rows, columns = x.shape[-2:]
+    down, right = (step // x.itemsize for step in x.strides[-2:])
+    if (right == 1 or columns == 1) and (rows == 1 or down >= columns):
+        return 0, down if rows > 1 else columns
+    if (down == 1 or rows == 1) and (columns == 1 or right >= rows):
+        return 1, right if columns > 1 else rows
+    return None
+
+
+def _steps(x: Raw, stack: tuple[int, ...]) -> list[int]:
+    """How many elements lie between neighbours along each axis of *stack*; 0 where *x* is broadcast."""
+    own = [0 if n == 1 else step // x.itemsize for n, step in zip(x.shape[:-2], x.strides[:-2], strict=True)]
+    return [0] * (len(stack) - len(own)) + own
+
+
+def _merged(stack: tuple[int, ...], *steps: list[int]) -> list[tuple[int, ...]]:
+    """The axes of *stack* as (length, step, step, ...), neighbours joined wherever they are one run in every array."""
+    axes: list[tuple[int, ...]] = []
+    for length, *inner in zip(stack, *steps, strict=True):
+        if length == 1:
+            continue
+        if axes and all(outer == length * step for outer, step in zip(axes[-1][1:], inner, strict=True)):
+            axes[-1] = (axes[-1][0] * length, *inner)
+        else:
+            axes.append((length, *inner))
+    return axes
+
+
+def _gemm(left: Raw, right: Raw, dtype: Any, number: int, out_number: int, compute: int, factor: str) -> Raw:
+    m, k = left.shape[-2:]
+    n = right.shape[-1]
+    stack = left.shape[:-2]
+    if stack != right.shape[:-2]:
+        stack = np.broadcast_shapes(stack, right.shape[:-2])
+    out = cp.empty((*stack, m, n), dtype)
+    if not out.size:
+        return out
+    if not k:
+        out.fill(0)
+        return out
+    readings = [_layout(left), _layout(right)]
+    if readings[0] is None:
+        left = left.copy(order="C")
+        readings[0] = _layout(left)
+    if readings[1] is None:
+        right = right.copy(order="C")
+        readings[1] = _layout(right)
+    (left_turn, left_ld), (right_turn, right_ld) = readings  # type: ignore[misc]  # a copy can always be read
+    one, zero = _ADDRESSES[factor]
+    handle = device.get_cublas_handle()
+    axes = _merged(stack, _steps(left, stack), _steps(right, stack), _steps(out, stack)) if stack else []
+    # One right matrix for all: the stack is more rows, if the rows go on from matrix to matrix.
+    if (
+        len(axes) == 1
+        and axes[0][2] == 0
+        and left_turn == 0
+        and (axes[0][1] == m * left_ld if m > 1 else axes[0][1] >= k)
+    ):
+        left_ld = left_ld if m > 1 else axes[0][1]
+        m, axes = m * axes[0][0], []
+    if not axes:
+        libs.cublas.gemmEx(
+            handle, right_turn, left_turn, n, m, k, one,
+            right.data.ptr, number, right_ld, left.data.ptr, number, left_ld,
+            zero, out.data.ptr, out_number, n, compute, _DEFAULT_ALGORITHM,
+        )  # fmt: skip
+        return out
+    batch = max(axes)
+    others = [axis for axis in axes if axis is not batch]
+    if prod(axis[0] for axis in others) > _MOST_CALLS:
+        whole = (cp.broadcast_to(x, stack + x.shape[-2:]).copy(order="C") for x in (left, right))
+        return _gemm(*whole, dtype, number, out_number, compute, factor)
+    for place in product(*(range(axis[0]) for axis in others)):
+        from_left, from_right, to = (
+            sum(i * axis[which] for i, axis in zip(place, others, strict=True)) for which in (1, 2, 3)
+        )
+        libs.cublas.gemmStridedBatchedEx(
+            handle, right_turn, left_turn, n, m, k, one,
+            right.data.ptr + from_right * right.itemsize, number, right_ld, batch[2],
+            left.data.ptr + from_left * left.itemsize, number, left_ld, batch[1],
+            zero, out.data.ptr + to * out.itemsize, out_number, n, batch[3],
+            batch[0], compute, _DEFAULT_ALGORITHM,
+        )  # fmt: skip
+    return out
