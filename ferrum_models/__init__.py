@@ -1,0 +1,8 @@
+"""Transformers built from :mod:`ferrum_ops`: layers, models, tokenizing and the command ``ferrum``."""
+
+from __future__ import annotations
+
+from ferrum_models.bert import BertConfig, BertModel
+from ferrum_models.encoder import SentenceEncoder, load_encoder
+
+__all__ = ["BertConfig", "BertModel", "SentenceEncoder", "load_encoder"]
