@@ -65,8 +65,13 @@ class Methods:
         result: Tensor = fa.imag(self) if self._spec.dtype.is_complex else fa.zeros_like(self)
         return result
 
-    def reshape(self, *shape: Any, copy: bool | None = None) -> Tensor:
-        """The same elements in another shape, given as a tuple or as numbers: :func:`ferrum_array.reshape`."""
+    def reshape(self, *shape: Any, order: str = "C", copy: bool | None = None) -> Tensor:
+        """The same elements in another shape, given as a tuple or as numbers.
+
+        See :func:`ferrum_array.reshape`. NumPy's functions pass *order*, which can only be ``"C"``.
+        """
+        if order != "C":
+            raise ValueError(f"reshape: elements are taken in order 'C' alone, got {order!r}")
         result: Tensor = _namespace().reshape(self, shape[0] if len(shape) == 1 else shape, copy=copy)
         return result
 
@@ -112,13 +117,21 @@ class Methods:
         """Write *value* to every element."""
         self[...] = value  # type: ignore[index]  # Tensor has it
 
-    def clip(self, min: Any = None, max: Any = None) -> Tensor:
+    def clip(self, min: Any = None, max: Any = None, out: None = None) -> Tensor:
         """Limited to [*min*, *max*]: :func:`ferrum_array.clip`."""
+        _no_out("clip", out)
         result: Tensor = _namespace().clip(self, min, max)
         return result
 
-    def round(self) -> Tensor:
-        """To the nearest integer, halves to even: :func:`ferrum_array.round`."""
+    def round(self, decimals: int = 0, out: None = None) -> Tensor:
+        """To the nearest integer, halves to even: :func:`ferrum_array.round`.
+
+        Raises:
+            ValueError: for *decimals* other than 0.
+        """
+        _no_out("round", out)
+        if decimals:
+            raise ValueError(f"round: rounds to integers, decimals=0; got decimals={decimals!r}")
         result: Tensor = _namespace().round(self)
         return result
 
