@@ -85,8 +85,7 @@ def upward(files: Sources) -> list[str]:
         f"{path} imports {name}"
         for path, tree in files.items()
         for name in imported(path, tree)
-        if (top := name.partition(".")[0]) in MAY_IMPORT
-        and top not in MAY_IMPORT[path.partition("/")[0]]
+        if (top := name.partition(".")[0]) in MAY_IMPORT and top not in MAY_IMPORT[path.partition("/")[0]]
     ]
 
 
@@ -178,8 +177,7 @@ def test_import_loads_numpy_and_nothing_else() -> None:
 def parsed(**files: str) -> Sources:
     """Files by path; ``__`` stands for the slash, and ``____init__`` for ``/__init__``."""
     return {
-        name.replace("____init__", "/INIT").replace("__", "/").replace("INIT", "__init__")
-        + ".py": ast.parse(text)
+        name.replace("____init__", "/INIT").replace("__", "/").replace("INIT", "__init__") + ".py": ast.parse(text)
         for name, text in files.items()
     }
 

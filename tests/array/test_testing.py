@@ -67,9 +67,7 @@ FAILURES: list[tuple[Any, Any, dict[str, Any], list[str]]] = [
 
 @BOTH
 @pytest.mark.parametrize(("actual", "expected", "options", "words"), FAILURES)
-def test_each_rule_can_fail(
-    helper: Any, actual: Any, expected: Any, options: dict[str, Any], words: list[str]
-) -> None:
+def test_each_rule_can_fail(helper: Any, actual: Any, expected: Any, options: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(AssertionError) as caught:
         helper(actual, expected, **options)
     message = str(caught.value)
@@ -114,9 +112,7 @@ PASSES: list[tuple[Any, Any, dict[str, Any]]] = [
 
 @BOTH
 @pytest.mark.parametrize(("actual", "expected", "options"), PASSES)
-def test_what_agrees_passes(
-    helper: Any, actual: Any, expected: Any, options: dict[str, Any]
-) -> None:
+def test_what_agrees_passes(helper: Any, actual: Any, expected: Any, options: dict[str, Any]) -> None:
     helper(actual, expected, **options)
 
 
@@ -226,9 +222,7 @@ def test_strategies_need_hypothesis_and_say_so() -> None:
         "try: fa.testing.tensors()\n"
         "except ImportError as error: print(error)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pip install hypothesis" in done.stdout
 
