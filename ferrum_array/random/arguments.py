@@ -42,9 +42,7 @@ def target_device(device: Any) -> Device:
     return get_default_device() if device is None else Device(device)
 
 
-def floating(
-    name: str, shape: Shape, dtype: Any, device: Any
-) -> tuple[Dtype, tuple[int, ...], Device]:
+def floating(name: str, shape: Shape, dtype: Any, device: Any) -> tuple[Dtype, tuple[int, ...], Device]:
     """The real floating dtype (float32 for None), lengths and device of a draw."""
     wanted, target = Dtype.F32 if dtype is None else Dtype(dtype), target_device(device)
     if not wanted.is_floating:
@@ -94,7 +92,4 @@ def count(name: str, what: str, value: Any) -> int:
 def same_device(name: str, x: Tensor, device: Any) -> None:
     """Check that *device*, if it is given, is that of *x*."""
     if device is not None and Device(device) is not x.device:
-        raise ValueError(
-            f"{name}: the tensor lies on {x.device}, not on {Device(device)}; "
-            "move it with to_device()"
-        )
+        raise ValueError(f"{name}: the tensor lies on {x.device}, not on {Device(device)}; move it with to_device()")

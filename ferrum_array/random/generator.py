@@ -146,9 +146,7 @@ class Generator(Stream):
 
         return self._draw(lengths, _words_for(wide), wanted, target, transform)
 
-    def exponential(
-        self, shape: Shape = (), *, scale: float = 1.0, dtype: Any = None, device: Any = None
-    ) -> Tensor:
+    def exponential(self, shape: Shape = (), *, scale: float = 1.0, dtype: Any = None, device: Any = None) -> Tensor:
         """Exponential numbers of mean *scale*: ``-scale * log(u)`` for uniform u in (0, 1).
 
         u is one of 2**31 equally likely numbers for float32 (results up to 22.2 times *scale*) and
@@ -211,9 +209,7 @@ class Generator(Stream):
             raise ValueError(f"integers: no integer lies in [{first}, {last + 1})")
         least = -(1 << (wanted.bits - 1)) if wanted.kind == "signed integer" else 0
         if first < least or last > least + (1 << wanted.bits) - 1:
-            raise OverflowError(
-                f"integers: {wanted} does not hold the integers of [{first}, {last + 1})"
-            )
+            raise OverflowError(f"integers: {wanted} does not hold the integers of [{first}, {last + 1})")
         spec_of(wanted, target)
         bound = last - first + 1
 
@@ -289,18 +285,14 @@ class Generator(Stream):
         taken = take(a, chosen.reshape(-1), axis=place)
         return taken.reshape((*a.shape[:place], *lengths, *a.shape[place + 1 :]))
 
-    def _chosen(
-        self, n: int, shape: tuple[int, ...], replace: bool, p: Any, device: Device
-    ) -> Tensor:
+    def _chosen(self, n: int, shape: tuple[int, ...], replace: bool, p: Any, device: Device) -> Tensor:
         wanted = math.prod(shape)
         numbers = None if p is None else weights.checked(p, n)
         available = n if numbers is None or replace else weights.nonzero(numbers)
         if wanted and not available:
             raise ValueError("choice: there is nothing to choose from")
         if not replace and wanted > available:
-            raise ValueError(
-                f"choice: {wanted} of {available} elements cannot be chosen without replacement"
-            )
+            raise ValueError(f"choice: {wanted} of {available} elements cannot be chosen without replacement")
         if not replace:
             if numbers is None:
                 order = self._order(n, device)
@@ -311,9 +303,7 @@ class Generator(Stream):
         if numbers is None:
             return self.integers(0, max(n, 1), shape, device=device)
         bounds = weights.cumulative(numbers)
-        drawn = self.integers(
-            0, max(bounds[-1], 1) if bounds else 1, shape, dtype=Dtype.U64, device=device
-        )
+        drawn = self.integers(0, max(bounds[-1], 1) if bounds else 1, shape, dtype=Dtype.U64, device=device)
         table = asarray(bounds, dtype=Dtype.U64, device=device)
         return searchsorted(table, drawn, side="right")
 

@@ -109,9 +109,7 @@ def exponential_from_bits(bits: Tensor) -> Any:
         y, zeros = y << shift, shift + zeros
         step //= 2
     upper = y >= math.isqrt(top * top * 2)
-    distance = where(
-        upper, bitwise_invert(y) + 1, y - top
-    )  # from 2**width downwards, or from top upwards
+    distance = where(upper, bitwise_invert(y) + 1, y - top)  # from 2**width downwards, or from top upwards
     is_upper = upper.astype(floating)
     gap = _to_float(distance) * ((is_upper * -1.5 + 1.0) * 2.0 ** (1 - width))
     halvings = zeros.astype(floating) + (1.0 - is_upper)

@@ -39,20 +39,14 @@ def checked(p: Any, n: int) -> list[float]:
     if not given.dtype.is_floating:
         raise TypeError(f"choice: p must hold real floating numbers, got {given._summary()}")
     if given.shape != (n,):
-        raise ValueError(
-            f"choice: p must have the shape ({n},), one number an element; got {given.shape}"
-        )
+        raise ValueError(f"choice: p must have the shape ({n},), one number an element; got {given.shape}")
     numbers: list[float] = given.tolist()
     for i, number in enumerate(numbers):
         if not 0 <= number < math.inf:
-            raise ValueError(
-                f"choice: p[{i}] is {number}; probabilities are finite and not negative"
-            )
+            raise ValueError(f"choice: p[{i}] is {number}; probabilities are finite and not negative")
     total = math.fsum(numbers)
     if n and abs(total - 1) > _SLACK.get(given.dtype, 2.0**-26):
-        raise ValueError(
-            f"choice: the probabilities add up to {total}, not to 1; divide them by their sum"
-        )
+        raise ValueError(f"choice: the probabilities add up to {total}, not to 1; divide them by their sum")
     return numbers
 
 
