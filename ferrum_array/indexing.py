@@ -113,9 +113,10 @@ def write(x: Tensor, key: Any, value: Any) -> None:
         )
     if shape != tuple(data.shape):
         data = call["reshape"](data, shape)
-    if isinstance(value, Tensor) and spec.device.backend.shares_memory(data, x._data):
+    backend = spec.device.backend
+    if backend.views and isinstance(value, Tensor) and backend.shares_memory(data, x._data):
         data = call["copy"](data)
-    if not spec.device.backend.exclusive(x):
+    if not backend.exclusive(x):
         x._data = call["copy"](x._data)
     call["setitem"](x._data, place, data)
 

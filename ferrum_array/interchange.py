@@ -51,9 +51,9 @@ class Interchange:
     def numpy(self, *, copy: bool | None = None) -> Any:
         """The elements as a ``numpy.ndarray`` (bfloat16 with the dtype of ``ml_dtypes``).
 
-        On NumPy storage the array shares the tensor's memory unless ``copy=True``; from other devices it is copied.
-        Where memory is shared, writes of Ferrum copy first and so do not reach the array, but what is written through
-        the array is seen by the tensor.
+        On NumPy storage the array shares the tensor's memory unless ``copy=True``. Writes of Ferrum then copy first and
+        so do not reach the array, but what is written through the array is seen by the tensor. From other devices it
+        is a copy; on MLX ``copy=False`` gives the tensor's memory itself, which can only be read.
 
         Raises:
             ValueError: if ``copy=False`` and the elements lie on a device whose memory NumPy cannot address.
@@ -63,14 +63,15 @@ class Interchange:
             >>> fa.arange(3).numpy()
             array([0, 1, 2])
         """
-        return self._spec.device.backend.to_host(self._data, copy=copy)
+        backend = self._spec.device.backend
+        return backend.to_host(self._data, copy=True if copy is None and not backend.views else copy)
 
     def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> Any:
         if self._spec.device.kind == "cuda":
             raise TypeError(
                 f"{self._summary()} is not copied to the host implicitly; write t.numpy(), or t.to_device('cpu')"
             )
-        array = self.numpy(copy=copy if dtype is None else None)
+        array = self._spec.device.backend.to_host(self._data, copy=None)
         if dtype is None or array.dtype == dtype:
             return self.numpy(copy=copy)
         if copy is False:

@@ -72,6 +72,8 @@ class Backend(ABC):
     library: ClassVar[str]
     #: the name of the device that this object serves, for example ``"cuda:0"``
     device_name: str
+    #: whether parts of an array (``getitem``, ``reshape``) see what is written to it later; if not, arrays are values
+    views: ClassVar[bool] = True
     #: the class of the library's arrays
     array_type: type
     #: the dtypes that can be created on this device

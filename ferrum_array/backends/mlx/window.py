@@ -1,0 +1,102 @@
+"""Laziness with a limit.
+
+MLX computes when a value is asked for. A loop that never asks would grow the graph without bound, and memory with it.
+So the results of the last operations are remembered, weakly, and when there are ``SIZE`` of them those still in use
+are given to MLX to compute, which goes on in the background. Whatever is in use was then either computed before or
+made since: no more than ``SIZE`` operations of ours ever wait. What nobody holds any more is not computed for this.
+
+The stream of a device can be used by every thread, on the condition that graphs are handed over one at a time. One
+lock sees to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from threading import RLock
+from typing import Any
+from weakref import ref
+
+import mlx.core as mx
+
+__all__ = ["SIZE", "Window", "compute"]
+
+#: How many results are remembered. Computing costs some microseconds a time, so this adds little to each operation.
+SIZE = 256
+
+_one_at_a_time = RLock()
+
+
+def compute(arrays: Iterable[mx.array]) -> None:
+    """Compute *arrays* and wait for them."""
+    with _one_at_a_time:
+        mx.eval(list(arrays))
+
+
+class Window:
+    """The results of the last operations on one device."""
+
+    __slots__ = ("_results",)
+
+    def __init__(self) -> None:
+        self._results: list[ref[mx.array]] = []
+
+    def flush(self) -> None:
+        """Let MLX compute all remembered results that are still in use."""
+        with _one_at_a_time:
+            results = self._results[:]
+            del self._results[: len(results)]
+            mx.async_eval([array for one in results if (array := one()) is not None])
+
+    def recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """*function*, its results remembered."""
+        results, flush = self._results, self.flush
+
+        def call(*args: Any) -> Any:
+            found = function(*args)
+            if found.__class__ is tuple:
+                results.extend(map(ref, found))
+            else:
+                results.append(ref(found))
+            if len(results) >= SIZE:
+                flush()
+            return found
+
+        return call
+
+    def recorded_write(self, function: Callable[..., None]) -> Callable[..., None]:
+        """*function*, which writes to its first argument, remembered as well."""
+        results, flush = self._results, self.flush
+
+        def call(x: mx.array, key: Any, value: mx.array) -> None:
+            function(x, key, value)
+            results.append(ref(x))
+            if len(results) >= SIZE:
+                flush()
+
+        return call
+
+    def unary(self, function: Callable[..., mx.array], stream: mx.Stream) -> Callable[[mx.array], mx.array]:
+        """MLX's *function* of one array on *stream*, its results remembered: as short as can be."""
+        results, flush = self._results, self.flush
+
+        def call(x: mx.array) -> mx.array:
+            found = function(x, stream=stream)
+            results.append(ref(found))
+            if len(results) >= SIZE:
+                flush()
+            return found
+
+        return call
+
+    def binary(self, function: Callable[..., mx.array], stream: mx.Stream) -> Callable[[mx.array, mx.array], mx.array]:
+        """The same for a function of two arrays."""
+        results, flush = self._results, self.flush
+
+        def call(x1: mx.array, x2: mx.array) -> mx.array:
+            found = function(x1, x2, stream=stream)
+            results.append(ref(found))
+            if len(results) >= SIZE:
+                flush()
+            return found
+
+        return call
