@@ -84,22 +84,38 @@ class _Direct(dict[str, Callable[..., Any] | None]):
         return function
 
 
+class _InPlace(dict[str, Callable[..., Any] | None]):
+    """Functions that write ``target op other`` into their target, where the library has one and the result fits."""
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+
+    def __missing__(self, name: str) -> Callable[..., Any] | None:
+        spec = self._spec
+        plain = spec.operators.get(name) is not None
+        function = self[name] = spec.device.backend.in_place_operator(name, spec.dtype) if plain else None
+        return function
+
+
 @final
 class Spec:
     """The dtype and device of a tensor, with the storage library's functions for them.
 
     ``call[name]`` is the raw function. ``operators[name]`` is that of two operands with the Spec of its result, and
-    ``direct[name]`` that of one whose result has the same Spec; None where the long way must be taken. ``scalars`` are
-    the Python types that operators take as they are.
+    ``direct[name]`` that of one whose result has the same Spec; ``in_place[name]`` writes into its first operand. None
+    says that the long way must be taken. ``scalars`` are the Python types that operators take as they are.
     """
 
-    __slots__ = ("__weakref__", "array_type", "call", "device", "direct", "dtype", "operators", "scalars")
+    __slots__ = ("__weakref__", "array_type", "call", "device", "direct", "dtype", "in_place", "operators", "scalars")
 
     def __init__(self, dtype: Dtype, device: Device) -> None:
         self.dtype = dtype
         self.device = device
         self.call = _Calls(self)
         self.direct = _Direct(self)
+        self.in_place = _InPlace(self)
         backend = device.backend
         self.array_type = backend.array_type
         self.scalars = backend.scalars(dtype)

@@ -77,6 +77,14 @@ def _in_place(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
     def operate(self: Tensor, other: Any) -> Any:
         if not _operand(other):
             return NotImplemented
+        spec = self._spec
+        if other.__class__ in spec.scalars or (
+            other.__class__ is Tensor and other._spec is spec and other.shape == self.shape
+        ):
+            write = spec.in_place[name]
+            if write is not None and spec.device.backend.exclusive(self):
+                write(self._data, other._data if other.__class__ is Tensor else other)
+                return self
         result = getattr(_namespace(), name)(self, other)
         if result._spec is not self._spec or result.shape != self.shape:
             raise (TypeError if result._spec is not self._spec else ValueError)(

@@ -87,6 +87,10 @@ class Backend(ABC):
     def fast_operator(self, name: str, dtype: Dtype) -> Callable[..., Any]:
         """Like :meth:`implement` for two operands of *dtype*, or one and a Python scalar that :meth:`scalars` lists."""
 
+    def in_place_operator(self, name: str, dtype: Dtype) -> Callable[..., Any] | None:
+        """A function that writes ``target op other`` into its first operand, or None if the library has none."""
+        return None
+
     @abstractmethod
     def scalars(self, dtype: Dtype) -> frozenset[type]:
         """The Python types that a fast operator takes in place of an array without changing the result's dtype."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ferrum_array.backends import host
+from ferrum_array.backends import float16, host
 from ferrum_array.backends.base import Holder, Raw
 from ferrum_array.backends.shared import MOVES, SharedBackend
 from ferrum_array.dtype import Dtype
@@ -43,6 +43,14 @@ class NumpyBackend(SharedBackend):
 
     def raw_dtype(self, dtype: Dtype) -> Any:
         return host.raw_dtype(dtype)
+
+    def cast(self, x: Raw, raw: Any) -> Raw:
+        if x.__class__ is np.ndarray:
+            if raw.char == "f" and x.dtype.char == "e":
+                return float16.widen(x)
+            if raw.char == "e" and x.dtype.char == "f":
+                return float16.narrow(x)
+        return x.astype(raw)
 
     def finish(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         # One closure for each number of operands: this is on the way of every operation.
@@ -107,6 +115,12 @@ class NumpyBackend(SharedBackend):
         function = self._function(name)
         never_warns = dtype.is_integer and name not in ("floor_divide", "remainder", "pow", "divide")
         return self._silent(function) if never_warns and isinstance(function, np.ufunc) else self.implement(name, dtype)
+
+    def in_place_operator(self, name: str, dtype: Dtype) -> Callable[..., Any] | None:
+        function = self._function(name)
+        if dtype is Dtype.BF16 or not isinstance(function, np.ufunc):
+            return None
+        return self.finish("", lambda target, other: function(target, other, out=target))
 
     def scalars(self, dtype: Dtype) -> frozenset[type]:
         if dtype.is_floating and dtype is not Dtype.BF16:

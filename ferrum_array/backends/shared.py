@@ -63,6 +63,10 @@ class SharedBackend(Backend):
         """The library's dtype object for *dtype*."""
         raise NotImplementedError
 
+    def cast(self, x: Raw, raw: Any) -> Raw:
+        """*x* in another dtype of the library."""
+        return x.astype(raw)
+
     def finish(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """*function*, returning arrays (not scalars of the library), and silent about infinities and NaN."""
         raise NotImplementedError
@@ -91,17 +95,17 @@ class SharedBackend(Backend):
     def _widened(self, function: Callable[..., Any], narrow: Any) -> Callable[..., Any]:
         """*function* computed in float32 for operands of the 16-bit dtype *narrow*, its results rounded back."""
         array_type: Any = self.array_type
-        wide = self.raw_dtype(Dtype.F32)
+        wide, cast = self.raw_dtype(Dtype.F32), self.cast
 
         def widen(value: Any) -> Any:
             if isinstance(value, list):
                 return [widen(one) for one in value]
-            return value.astype(wide) if isinstance(value, array_type) and value.dtype == narrow else value
+            return cast(value, wide) if isinstance(value, array_type) and value.dtype == narrow else value
 
         def round_back(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(round_back(one) for one in value)
-            return value.astype(narrow) if getattr(value, "dtype", None) == wide else value
+            return cast(value, narrow) if getattr(value, "dtype", None) == wide else value
 
         def call(*args: Any) -> Any:
             return round_back(function(*map(widen, args)))
@@ -111,7 +115,7 @@ class SharedBackend(Backend):
     # Making arrays of a dtype.
 
     def make_astype(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
-        return lambda x: x.astype(raw)
+        return lambda x: self.cast(x, raw)
 
     def make_full(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
         return lambda shape, value: self.xp.full(shape, value, dtype=raw)
