@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,16 @@ def make(values: Array, dtype: fa.Dtype, device: fa.Device, *, strided: bool = F
     return fa.asarray(rounded, device=device), wide(rounded)
 
 
-def distance(actual: Array, expected: Array) -> float:
-    """The L2 norm of the difference relative to that of *expected*; infinities must agree."""
+def distance(actual: Array, expected: Array, floor: float = 1e-30) -> float:
+    """The L2 norm of the difference relative to that of *expected*; infinities must agree.
+
+    Numbers below *floor* count as large as it.
+    """
     same = actual == expected  # infinities too
     difference = np.where(same, 0.0, actual - np.where(same, 0.0, expected))
     scale = float(np.linalg.norm(np.where(np.isfinite(expected), expected, 0.0)))
     error = float(np.linalg.norm(difference))
-    return error if error == 0.0 or np.isnan(error) else error / max(scale, 1e-30)
+    return error if error == 0.0 or np.isnan(error) else error / max(scale, floor * math.sqrt(expected.size))
 
 
 def check(actual: fa.Tensor, expected: Array, dtype: fa.Dtype, tolerance: float = 0.0) -> None:
@@ -53,6 +57,7 @@ def check(actual: fa.Tensor, expected: Array, dtype: fa.Dtype, tolerance: float 
     assert actual.dtype is dtype, f"dtype is {actual.dtype}, expected {dtype}"
     assert actual.shape == expected.shape, f"shape is {actual.shape}, expected {expected.shape}"
     assert NP[dtype] == actual.numpy().dtype
-    found = distance(wide(actual), expected)
+    # a dtype has fewer digits below its smallest normal number
+    found = distance(wide(actual), expected, fa.finfo(dtype).smallest_normal)
     allowed = tolerance or TOLERANCE[dtype]
     assert found <= allowed, f"relative distance {found:.3g} is above {allowed:.3g}"
