@@ -74,6 +74,8 @@ def environment(device: str, scratch: str, inherited: Mapping[str, str]) -> dict
         "ARRAY_API_TESTS_MODULE": "ferrum_array",
         "ARRAY_API_TESTS_VERSION": API_VERSION,
         "FERRUM_DEVICE": device,
+        # The suite also sends tensors of every dtype to every other device, which need not have that dtype.
+        "FERRUM_VISIBLE_DEVICES": "cpu" if device == "cpu" else f"cpu,{device}",
         "HYPOTHESIS_STORAGE_DIRECTORY": scratch,  # no examples remembered from earlier runs
         "PYTHONPATH": os.pathsep.join(paths),
     }

@@ -116,6 +116,8 @@ CPU = Device("cpu")
 
 # FERRUM_DEVICE lets a whole program, such as a test suite, run on another device unchanged.
 _initial: Device = Device(os.environ.get("FERRUM_DEVICE", "cpu"))
+# Programs that try every device there is can be limited to some.
+_visible = tuple(Device(name).name for name in os.environ.get("FERRUM_VISIBLE_DEVICES", "").split(",") if name)
 _default: ContextVar[Device | None] = ContextVar("ferrum_array.default_device", default=None)
 
 
@@ -170,9 +172,12 @@ def default_device(device: Device | str) -> Iterator[Device]:
 def devices() -> tuple[Device, ...]:
     """Every device that can be used here and now, the CPU first.
 
+    The environment variable ``FERRUM_VISIBLE_DEVICES``, names with commas between them, limits the answer.
+
     Examples:
         >>> import ferrum_array as fa
         >>> fa.devices()[0]
         Device('cpu')
     """
-    return (CPU, *(Device(f"{kind}:{index}") for kind in ("cuda", "mlx") for index in backends.available(kind)))
+    others = (Device(f"{kind}:{index}") for kind in ("cuda", "mlx") for index in backends.available(kind))
+    return tuple(one for one in (CPU, *others) if not _visible or one.name in _visible)

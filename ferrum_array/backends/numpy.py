@@ -24,11 +24,11 @@ _TWO = frozenset(
     ("add", "subtract", "multiply", "divide", "floor_divide", "remainder", "pow", "atan2", "copysign", "hypot")
     + ("logaddexp", "maximum", "minimum", "nextafter", "less", "less_equal", "greater", "greater_equal", "equal")
     + ("not_equal", "bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift")
-    + ("logical_and", "logical_or", "logical_xor", "vecdot")
+    + ("logical_and", "logical_or", "logical_xor", "matmul", "vecdot")
 )
 _ONE = frozenset(ELEMENTWISE) - _TWO - {"clip"} | {"total", "astype"}
 
-#: The dtypes whose 2-D products ``ndarray.dot`` hands to BLAS, as ``matmul`` does at twice the cost of a call.
+#: The dtypes that BLAS knows, by NumPy's letters.
 _BLAS = frozenset("fdFD")
 
 
@@ -44,6 +44,34 @@ class NumpyBackend(SharedBackend):
     def raw_dtype(self, dtype: Dtype) -> Any:
         return host.raw_dtype(dtype)
 
+    def implement(self, name: str, dtype: Dtype) -> Callable[..., Any]:
+        if self.raw_dtype(dtype).char in _BLAS and name in ("matmul", "total"):
+            return self._quick(name)
+        return super().implement(name, dtype)
+
+    @staticmethod
+    def _quick(name: str) -> Callable[..., Any]:
+        """Products and whole sums in one function each: small ones are on the way of every interactive user."""
+        variable, ignore = host.QUIET
+        set_, reset, add_reduce, matmul, asarray = variable.set, variable.reset, np.add.reduce, np.matmul, np.asarray
+
+        def total(x: Any) -> Any:
+            token = set_(ignore)
+            try:
+                return add_reduce(x, None, out=...)  # an array, never a NumPy scalar
+            finally:
+                reset(token)
+
+        def product(x1: Any, x2: Any) -> Any:
+            token = set_(ignore)
+            try:
+                # dot hands 2-D operands to BLAS as matmul does, at half the cost of a call
+                return x1.dot(x2) if x1.ndim == x2.ndim == 2 else asarray(matmul(x1, x2))
+            finally:
+                reset(token)
+
+        return total if name == "total" else product
+
     def cast(self, x: Raw, raw: Any) -> Raw:
         if x.__class__ is np.ndarray:
             if raw.char == "f" and x.dtype.char == "e":
@@ -56,7 +84,6 @@ class NumpyBackend(SharedBackend):
         # One closure for each number of operands: this is on the way of every operation.
         variable, ignore = host.QUIET
         set_, reset, ndarray, asarray = variable.set, variable.reset, np.ndarray, np.asarray
-        add_reduce = np.add.reduce
 
         def unary(x: Any) -> Any:
             token = set_(ignore)
@@ -84,16 +111,7 @@ class NumpyBackend(SharedBackend):
                 return result
             return tuple(map(asarray, result)) if isinstance(result, tuple) else asarray(result)
 
-        def total(x: Any) -> Any:
-            token = set_(ignore)
-            try:
-                return add_reduce(x, None, out=...)  # an array, never a NumPy scalar
-            finally:
-                reset(token)
-
-        if name == "total" and function == self.fn_total:  # not widened
-            return total
-        if (name in MOVES and name != "astype") or name == "matmul":
+        if name in MOVES and name != "astype":
             return self._silent(function)
         return unary if name in _ONE else binary if name in _TWO else several
 
@@ -109,7 +127,7 @@ class NumpyBackend(SharedBackend):
             result = function(x1, x2)
             return result if result.__class__ is ndarray else asarray(result)
 
-        return pair if function in (getitem, self.fn_matmul) or isinstance(function, np.ufunc) else several
+        return pair if function is getitem or isinstance(function, np.ufunc) else several
 
     def fast_operator(self, name: str, dtype: Dtype) -> Callable[..., Any]:
         function = self._function(name)
@@ -190,12 +208,6 @@ class NumpyBackend(SharedBackend):
     # Quicker ways to the same.
 
     fn_getitem: Any = staticmethod(getitem)
-
-    def fn_matmul(self, x1: Raw, x2: Raw) -> Raw:
-        if x1.ndim == x2.ndim == 2 and x1.dtype.char in _BLAS and x1.dtype == x2.dtype:
-            return x1.dot(x2)
-        with np.errstate(all="ignore"):
-            return np.matmul(x1, x2)
 
     # Where NumPy differs from the standard's special cases.
 
