@@ -181,8 +181,7 @@ def import_once(module: str) -> float:
     done = subprocess.run(
         [
             *(sys.executable, "-c"),
-            "import time; start = time.perf_counter(); "
-            f"import {module}; print(time.perf_counter() - start)",
+            f"import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)",
         ],
         capture_output=True,
         text=True,
@@ -200,8 +199,7 @@ def import_table(rounds: int) -> str:
         [
             "| milliseconds | `import numpy` | `import ferrum_array` | ratio |",
             "|---|---:|---:|---:|",
-            f"| median of {rounds} | {1e3 * numpy_time:.1f} | {1e3 * our_time:.1f} "
-            f"| {our_time / numpy_time:.2f} |",
+            f"| median of {rounds} | {1e3 * numpy_time:.1f} | {1e3 * our_time:.1f} | {our_time / numpy_time:.2f} |",
         ]
     )
 

@@ -8,6 +8,7 @@ each time).
 from __future__ import annotations
 
 import os
+from collections import Counter
 from functools import cache
 
 import pytest
@@ -15,9 +16,7 @@ from hypothesis import HealthCheck, settings
 
 import ferrum_array as fa
 
-settings.register_profile(
-    "fast", max_examples=50, deadline=None, derandomize=True, database=None, print_blob=True
-)
+settings.register_profile("fast", max_examples=50, deadline=None, derandomize=True, database=None, print_blob=True)
 settings.register_profile(
     "thorough",
     max_examples=1000,
@@ -51,6 +50,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=f"not run: needs {need}"))
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many tests were not run, a line for each reason."""
+    reports = terminalreporter.stats.get("skipped", [])
+    reasons = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    for reason, count in sorted(reasons.items()):
+        terminalreporter.write_line(f"{count} tests {reason}")
+
+
 # One value a session, so that property tests may use it: Hypothesis refuses fixtures made per test.
 @pytest.fixture(
     scope="session",
@@ -58,7 +65,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "cpu",
         pytest.param("mlx:cpu", marks=pytest.mark.mlx),
         pytest.param("cuda:0", marks=pytest.mark.cuda),
-    ]
+    ],
 )
 def device(request: pytest.FixtureRequest) -> fa.Device:
     """Each storage in turn; a test with this argument runs on all that are there."""

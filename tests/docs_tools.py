@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import inspect
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,12 +86,11 @@ def commands(block: Block) -> Iterator[list[str]]:
             yield words
 
 
-def modules(root: Path, packages: list[str], optional: tuple[str, ...]) -> list[str]:
-    """The names of all modules of *packages* in the folder *root*, without those in *optional*."""
+def modules(root: Path, packages: list[str]) -> list[str]:
+    """The names of all modules of *packages* in the folder *root*."""
     paths = (path for package in packages for path in sorted((root / package).rglob("*.py")))
     dotted = (".".join(path.relative_to(root).with_suffix("").parts) for path in paths)
-    names = (name.removesuffix(".__init__") for name in dotted)
-    return [name for name in names if not name.startswith(optional)]
+    return [name.removesuffix(".__init__") for name in dotted]
 
 
 def documented(module: ModuleType) -> dict[str, object]:
@@ -101,17 +102,24 @@ def documented(module: ModuleType) -> dict[str, object]:
     }
 
 
-def examples_of(module: ModuleType) -> list[doctest.DocTest]:
-    """Every docstring of *module* that has examples: its own, its functions', its methods'."""
-    finder = doctest.DocTestFinder()
-    own = doctest.DocTestParser().get_doctest(
-        module.__doc__ or "", {}, module.__name__, module.__file__, 0
-    )
-    found = {own.docstring: own}
-    for name, value in documented(module).items():
-        # False: a function counts also if a factory in another file made it. The attributes of
-        # a class may be anybody's, NumPy's array type for one, so there the file does matter.
-        home = module if isinstance(value, type) else False
-        for test in finder.find(value, f"{module.__name__}.{name}", module=home, globs={}):
-            found.setdefault(test.docstring, test)
-    return [test for test in found.values() if test.examples]
+def public(module: ModuleType) -> dict[str, object]:
+    """The functions and classes that *module* exports, wherever they are defined."""
+    exported = {name: getattr(module, name) for name in module.__all__}
+    return {n: value for n, value in exported.items() if inspect.isclass(value) or inspect.isfunction(value)}
+
+
+def examples_of(name: str, value: object, names: dict[str, Any]) -> list[doctest.DocTest]:
+    """The docstrings with examples of a function or class and its methods, to be run with *names* defined."""
+    # False: a function counts also if a factory in another file made it. The attributes of a class may be
+    # anybody's, NumPy's array type for one, so there the file does matter.
+    home = sys.modules[value.__module__] if isinstance(value, type) else False
+    found = doctest.DocTestFinder().find(value, name, module=home, globs=names)
+    return [test for test in found if test.examples]
+
+
+def examples_in(module: ModuleType) -> list[doctest.DocTest]:
+    """Every docstring of *module* that has examples; they may use the names of the module."""
+    names = vars(module)
+    own = doctest.DocTestParser().get_doctest(module.__doc__ or "", names, module.__name__, module.__file__, 0)
+    found = [test for n, value in documented(module).items() for test in examples_of(n, value, names)]
+    return [test for test in (own, *found) if test.examples]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import re
 import subprocess
 import sys
@@ -19,12 +18,17 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 
-#: modules that import a library which is not installed everywhere
-OPTIONAL = (
-    *("ferrum_array.backends.cupy", "ferrum_array.backends.mlx"),
-    *("ferrum_ops.kernels.cuda", "ferrum_ops.kernels.mlx", "ferrum_ops.kernels.cpu"),
-)
-MODULES = docs_tools.modules(ROOT, PACKAGES, OPTIONAL)
+#: beginnings of the names of modules that import a library which is not installed everywhere
+HARDWARE = {
+    "ferrum_array.backends.cupy": "cuda",
+    "ferrum_array.backends.mlx": "mlx",
+    "ferrum_ops.kernels.cuda": "cuda",
+    "ferrum_ops.kernels.mlx": "mlx",
+}
+MODULES = [
+    pytest.param(name, marks=[getattr(pytest.mark, m) for start, m in HARDWARE.items() if name.startswith(start)])
+    for name in docs_tools.modules(ROOT, PACKAGES)
+]
 
 #: public modules besides the packages themselves, whose functions must all have an example
 PUBLIC = [
@@ -89,27 +93,26 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings_run(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for examples in docs_tools.examples_of(importlib.import_module(name)):
+    for examples in docs_tools.examples_in(importlib.import_module(name)):
         docs_tools.run_examples(examples)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
+def test_public_examples_run_as_they_stand(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever copies an example of a public function needs nothing else, not even an import."""
+    monkeypatch.chdir(tmp_path)
+    for public, value in docs_tools.public(importlib.import_module(name)).items():
+        for examples in docs_tools.examples_of(public, value, {}):
+            docs_tools.run_examples(examples)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
 def test_public_functions_have_examples(name: str) -> None:
-    """Each public function and class, wherever it is defined, shows its use."""
-    module = importlib.import_module(name)
-    assert module.__all__, f"{name} does not say what is public"
-    without = [
-        public
-        for public in module.__all__
-        if callable(value := getattr(module, public))
-        and (inspect.isclass(value) or inspect.isfunction(value))
-        and ">>> " not in (value.__doc__ or "")
-    ]
-    assert without == []
+    public = docs_tools.public(importlib.import_module(name))
+    assert public, f"{name} exports nothing"
+    assert [n for n, value in public.items() if ">>> " not in (value.__doc__ or "")] == []
 
 
 # The helpers can fail.
@@ -137,9 +140,7 @@ def test_a_wrong_block_is_found(tmp_path: Path, text: str, error: type[Exception
 
 
 def test_blocks_of_a_page_share_names(tmp_path: Path) -> None:
-    text = (
-        "```python\nx = 1\n```\n```python\n>>> x + 1\n2\n>>> y = x\n```\n```python\ny += x\n```\n"
-    )
+    text = "```python\nx = 1\n```\n```python\n>>> x + 1\n2\n>>> y = x\n```\n```python\ny += x\n```\n"
     docs_tools.run_python(docs_tools.blocks(page_with(tmp_path, text)))
 
 
@@ -165,6 +166,6 @@ def test_a_wrong_docstring_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         "class A:\n    def method(self):\n        '''\n        >>> 1\n        2\n        '''\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    (examples,) = docs_tools.examples_of(importlib.import_module("wrong_examples"))
+    (examples,) = docs_tools.examples_in(importlib.import_module("wrong_examples"))
     with pytest.raises(AssertionError, match="Expected"):
         docs_tools.run_examples(examples)

@@ -21,9 +21,7 @@ PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["pac
 
 def run(*command: str | Path, cwd: Path) -> str:
     """The output of a command that must succeed."""
-    done = subprocess.run(
-        [str(word) for word in command], capture_output=True, text=True, check=False, cwd=cwd
-    )
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False, cwd=cwd)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -69,9 +67,7 @@ def test_the_wheel_holds_the_packages_alone(built: tuple[Path, Path]) -> None:
     assert described["License-Expression"] == "Apache-2.0"
     required = [r for r in described.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert sorted(r.partition(">")[0] for r in required) == ["ml-dtypes", "numpy"]
-    assert set(described.get_all("Provides-Extra", [])) == {
-        *("mlx", "cuda", "cpu", "models", "demo", "dev")
-    }
+    assert set(described.get_all("Provides-Extra", [])) == {*("mlx", "cuda", "cpu", "models", "demo", "dev")}
 
 
 def test_the_source_distribution_holds_its_tests(built: tuple[Path, Path]) -> None:
