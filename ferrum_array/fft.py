@@ -20,6 +20,9 @@ __all__ = [
 
 _F = TypeVar("_F", bound=Callable[..., Tensor])
 
+#: What a transform is, an example, and its result.
+Doc = tuple[str, str, str]
+
 Norm = Literal["backward", "ortho", "forward"]
 
 
@@ -66,7 +69,7 @@ def _ready(name: str, x: Tensor, takes: str) -> Tensor:
     return x if wanted is dtype else wrap(spec_of(wanted, x.device).call["astype"](x._data), spec_of(wanted, x.device))
 
 
-def _transform(name: str, takes: str, real_result: bool, doc: str) -> Transform:
+def _transform(name: str, takes: str, real_result: bool, doc: Doc) -> Transform:
     def function(x: Tensor, /, *, n: int | None = None, axis: int = -1, norm: Norm = "backward") -> Tensor:
         x = _ready(name, x, takes)
         place = normalize_axis(name, axis, x.ndim)
@@ -80,20 +83,21 @@ def _transform(name: str, takes: str, real_result: bool, doc: str) -> Transform:
     return _named(function, name, doc)
 
 
-def _named(function: _F, name: str, doc: str) -> _F:
+def _named(function: _F, name: str, doc: Doc) -> _F:
     function.__name__ = function.__qualname__ = name
     function.__doc__ = (
-        f"{doc}\n\nArgs:\n"
+        f"{doc[0]}\n\nArgs:\n"
         "    n (s): the number of points along the axis (axes): *x* is cut or filled with zeros.\n"
         "    axis (axes): which; the last (all) by default. norm: where 1/n stands: ``backward`` in the inverse,\n"
         "    ``forward`` in the forward transform, ``ortho`` its root in both.\n\n"
         "Raises:\n    TypeError: for complex input to a real transform. ValueError: for another norm or no points.\n\n"
-        "Source: array API standard 2025.12, ``fft`` extension.\n"
+        "Source: array API standard 2025.12, ``fft`` extension.\n\n"
+        f"Examples:\n    >>> import ferrum_array as fa\n    >>> {doc[1]}\n    {doc[2]}\n"
     )
     return function
 
 
-def _transform_n(name: str, one: Callable[..., Tensor], last: Callable[..., Tensor], doc: str) -> TransformN:
+def _transform_n(name: str, one: Callable[..., Tensor], last: Callable[..., Tensor], doc: Doc) -> TransformN:
     """Several axes: *last* along the last one, *one* along the others (before it for inverse transforms)."""
 
     def function(
@@ -122,18 +126,77 @@ def _transform_n(name: str, one: Callable[..., Tensor], last: Callable[..., Tens
     return _named(function, name, doc)
 
 
-fft = _transform("fft", "complex", False, "The discrete Fourier transform along one axis.")
-ifft = _transform("ifft", "complex", False, "The inverse of :func:`fft`.")
-rfft = _transform("rfft", "real", False, "The transform of real numbers: the n // 2 + 1 points that are not mirrored.")
-irfft = _transform("irfft", "complex", True, "The inverse of :func:`rfft`: real; n = 2 (points - 1) by default.")
-hfft = _transform(
-    "hfft", "complex", True, "The transform of a Hermitian sequence: real; n = 2 (points - 1) by default."
+fft = _transform(
+    "fft",
+    "complex",
+    False,
+    (
+        "The discrete Fourier transform along one axis.",
+        "fa.fft.fft(fa.asarray([1.0, 0.0]))",
+        "Tensor([1.+0.j, 1.+0.j])",
+    ),
 )
-ihfft = _transform("ihfft", "real", False, "The inverse of :func:`hfft`.")
-fftn = _transform_n("fftn", fft, fft, "The discrete Fourier transform along several axes.")
-ifftn = _transform_n("ifftn", ifft, ifft, "The inverse of :func:`fftn`.")
-rfftn = _transform_n("rfftn", fft, rfft, "The transform of real numbers along several axes, the last one halved.")
-irfftn = _transform_n("irfftn", ifft, irfft, "The inverse of :func:`rfftn`.")
+ifft = _transform(
+    "ifft",
+    "complex",
+    False,
+    ("The inverse of :func:`fft`.", "fa.fft.ifft(fa.asarray([2.0, 0.0]))", "Tensor([1.+0.j, 1.+0.j])"),
+)
+rfft = _transform(
+    "rfft",
+    "real",
+    False,
+    (
+        "The transform of real numbers: the n // 2 + 1 points that are not mirrored.",
+        "fa.fft.rfft(fa.ones(4))",
+        "Tensor([4.+0.j, 0.+0.j, 0.+0.j])",
+    ),
+)
+irfft = _transform(
+    "irfft",
+    "complex",
+    True,
+    (
+        "The inverse of :func:`rfft`: real; n = 2 (points - 1) by default.",
+        "fa.fft.irfft(fa.asarray([4.0, 0.0, 0.0]))",
+        "Tensor([1., 1., 1., 1.])",
+    ),
+)
+hfft = _transform(
+    "hfft",
+    "complex",
+    True,
+    (
+        "The transform of a Hermitian sequence: real; n = 2 (points - 1) by default.",
+        "fa.fft.hfft(fa.asarray([1.0, 0.0]))",
+        "Tensor([1., 1.])",
+    ),
+)
+ihfft = _transform(
+    "ihfft", "real", False, ("The inverse of :func:`hfft`.", "fa.fft.ihfft(fa.ones(2))", "Tensor([1.-0.j, 0.-0.j])")
+)
+fftn = _transform_n(
+    "fftn",
+    fft,
+    fft,
+    ("The discrete Fourier transform along several axes.", "fa.fft.fftn(fa.ones((2, 2)))[0, 0]", "Tensor(4.+0.j)"),
+)
+ifftn = _transform_n(
+    "ifftn", ifft, ifft, ("The inverse of :func:`fftn`.", "fa.fft.ifftn(fa.ones((2, 2)))[0, 0]", "Tensor(1.+0.j)")
+)
+rfftn = _transform_n(
+    "rfftn",
+    fft,
+    rfft,
+    (
+        "The transform of real numbers along several axes, the last one halved.",
+        "fa.fft.rfftn(fa.ones((2, 4))).shape",
+        "(2, 3)",
+    ),
+)
+irfftn = _transform_n(
+    "irfftn", ifft, irfft, ("The inverse of :func:`rfftn`.", "fa.fft.irfftn(fa.ones((2, 3))).shape", "(2, 4)")
+)
 
 
 def _frequencies(name: str, n: int, d: float, dtype: Any, device: Device | str | None, half: bool) -> Tensor:
