@@ -10,14 +10,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-__all__ = ["PathLike", "corrupt", "parse_json", "replacing"]
+__all__ = ["CorruptFileError", "PathLike", "corrupt", "parse_json", "replacing"]
 
 PathLike = str | os.PathLike[str]
 
 
-def corrupt(path: PathLike, offence: str) -> ValueError:
-    """The error for a file that is not what it claims to be."""
-    return ValueError(f"{os.fspath(path)}: {offence}")
+class CorruptFileError(ValueError):
+    """A file is not what it claims to be."""
+
+
+def corrupt(path: PathLike, offence: str) -> CorruptFileError:
+    """The error that names *path* and the *offence*."""
+    return CorruptFileError(f"{os.fspath(path)}: {offence}")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from ferrum_array.conversion import from_host
 from ferrum_array.device import CPU, Device, get_default_device
 from ferrum_array.dispatch import tensor
 from ferrum_array.dtype import Dtype
-from ferrum_array.io.files import PathLike, corrupt, replacing
+from ferrum_array.io.files import CorruptFileError, PathLike, corrupt, replacing
 from ferrum_array.io.npy import build_npy_header, read_npy_header
 from ferrum_array.tensor import Tensor
 
@@ -102,19 +102,19 @@ def load_npz(path: PathLike, *, device: Device | str | None = None, max_bytes: i
         with _damage(path), zipfile.ZipFile(file) as archive:
             members = archive.infolist()
             _check(path, members, size, max(_SMALL, _FACTOR * size) if max_bytes is None else max_bytes)
-            result: dict[str, Tensor] = {}
-            for info in members:
-                name = info.filename.removesuffix(_SUFFIX)
-                result[name] = _read(path, archive, info).to_device(target)
-    return result
+            read = {info.filename.removesuffix(_SUFFIX): _read(path, archive, info) for info in members}
+    return {name: one.to_device(target) for name, one in read.items()}
 
 
 @contextmanager
 def _damage(path: PathLike) -> Iterator[None]:
     """What the zip reader raises for damaged archives, as one kind of error."""
+    kinds = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, OverflowError, ValueError)
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, struct.error, OverflowError) as error:
+    except CorruptFileError:
+        raise  # it says what is wrong
+    except kinds as error:
         raise corrupt(path, f"the archive is damaged or no .npz archive: {error!s:.200}") from None
 
 
