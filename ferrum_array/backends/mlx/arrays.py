@@ -55,7 +55,12 @@ class Arrays(Chapter):
 
     def make_eye(self, dtype: Dtype) -> Callable[..., mx.array]:
         s, raw = self.stream, RAW_DTYPES[dtype]
-        return lambda rows, columns, k: mx.eye(*_lengths((rows, columns)), k, dtype=raw, stream=s)
+
+        def eye(rows: int, columns: int, k: int) -> mx.array:
+            _lengths((rows, columns))
+            return mx.eye(rows, columns, max(-rows, min(k, columns)), dtype=raw, stream=s)
+
+        return eye
 
     def make_astype(self, dtype: Dtype) -> Callable[[mx.array], mx.array]:
         s, raw = self.stream, RAW_DTYPES[dtype]

@@ -206,9 +206,7 @@ def _leading(parts: tuple[Any, ...], shape: tuple[int, ...]) -> _Rows | None:
             indices.append(_checked(part, axis, shape[axis]))
             continue
         if part.shape != shape[axis : axis + part.ndim]:
-            raise IndexError(
-                f"a mask of shape {part.shape} does not fit axes of lengths {shape[axis : axis + part.ndim]}"
-            )
+            return None  # an error, or a mask without elements: NumPy knows
         indices.extend(part.nonzero())
     try:
         together = np.broadcast_arrays(*indices)
@@ -221,7 +219,7 @@ def _leading(parts: tuple[Any, ...], shape: tuple[int, ...]) -> _Rows | None:
 
 
 def _places(parts: tuple[Any, ...], shape: tuple[int, ...]) -> Any:
-    """The places of all selected elements among those of an array of *shape*, by NumPy's rules, in the result's shape."""
+    """The places of all selected elements of an array of *shape*, by NumPy's rules, in the result's shape."""
     places: Any = np.broadcast_to(np.int64(0), shape)[parts]
     stride = 1
     for axis in reversed(range(len(shape))):

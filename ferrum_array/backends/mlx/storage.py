@@ -37,7 +37,7 @@ class MlxBackend(Elementwise, Arrays, Selection, Reductions, Products, Backend):
     array_type = mx.array
     views = False
 
-    def __init__(self, index: int | str, device: mx.Device, dtypes: frozenset[Dtype]) -> None:
+    def __init__(self, index: int | str, device: mx.DeviceType, dtypes: frozenset[Dtype]) -> None:
         self.device_name = f"mlx:{index}"
         self.dtypes = dtypes
         # MLX's default streams belong to one thread each; tensors go from thread to thread
@@ -95,7 +95,7 @@ class MlxBackend(Elementwise, Arrays, Selection, Reductions, Products, Backend):
     def from_host(self, array: Any, *, copy: bool | None) -> Raw:
         if copy is False:
             raise ValueError(
-                f"MLX cannot use the memory of a NumPy array, so {self.device_name} needs a copy, but copy=False was given"
+                f"MLX cannot use NumPy's memory, so {self.device_name} needs a copy, but copy=False was given"
             )
         return from_numpy(array)
 
@@ -136,6 +136,8 @@ class MlxBackend(Elementwise, Arrays, Selection, Reductions, Products, Backend):
 
 class _Probe:
     __slots__ = ("_data",)
+
+    _data: mx.array
 
 
 def _alone() -> int:

@@ -24,6 +24,7 @@ __all__ = ["SIZE", "Window", "compute"]
 SIZE = 256
 
 _one_at_a_time = RLock()
+_start: Callable[..., None] = mx.async_eval
 
 
 def compute(arrays: Iterable[mx.array]) -> None:
@@ -45,7 +46,7 @@ class Window:
         with _one_at_a_time:
             results = self._results[:]
             del self._results[: len(results)]
-            mx.async_eval([array for one in results if (array := one()) is not None])
+            _start([array for one in results if (array := one()) is not None])
 
     def recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """*function*, its results remembered."""
