@@ -13,7 +13,7 @@ from typing import Any
 import cupy as cp
 import numpy as np
 
-from ferrum_array.backends import host
+from ferrum_array.backends import cupy_complex, host
 from ferrum_array.backends.base import Backend, Holder, Raw
 from ferrum_array.backends.cupy_functions import CupyFunctions
 from ferrum_array.backends.cupy_linalg import CupyLinalg
@@ -31,7 +31,7 @@ _BY_CUPY = (
     *("asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "atan2", "copysign", "hypot"),
     *("nextafter", "signbit", "maximum", "minimum", "floor", "ceil", "trunc", "clip", "real", "conj", "isfinite"),
     *("isinf", "isnan", "less", "less_equal", "greater", "greater_equal", "equal", "not_equal"),
-    *("matmul", "sum", "total", "sort", "argsort", "searchsorted"),
+    *("sum", "sort", "argsort", "searchsorted"),
 )
 _NATIVE = {
     Dtype.F16: frozenset((*_BY_CUPY, "logaddexp", "round")),
@@ -83,6 +83,22 @@ class CupyBackend(CupyFunctions, CupyLinalg):
 
         return alone if self._only else among_others
 
+    def _pairs(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Like :meth:`finish`, for two operands: this is on the way of every operator."""
+        exhausted, explain, only = cp.cuda.memory.OutOfMemoryError, self._explain, self._only
+        index, device, current = self.index, self._device, cp.cuda.runtime.getDevice
+
+        def pair(x1: Raw, x2: Any) -> Raw:
+            try:
+                if only or current() == index:
+                    return function(x1, x2)
+                with device:
+                    return function(x1, x2)
+            except exhausted as error:
+                raise explain(name, error) from error
+
+        return pair
+
     def _explain(self, name: str, error: BaseException) -> MemoryError:
         free, total = self._device.mem_info
         return MemoryError(
@@ -91,18 +107,26 @@ class CupyBackend(CupyFunctions, CupyLinalg):
         )
 
     def implement(self, name: str, dtype: Dtype) -> Callable[..., Any]:
+        return (self._pairs if name == "matmul" else self.finish)(name, self._raw(name, dtype))
+
+    def _raw(self, name: str, dtype: Dtype) -> Callable[..., Any]:
+        """The function *name* for *dtype* on the current device."""
+        if dtype.is_complex and name in cupy_complex.KERNELS:
+            kernel: Callable[..., Any] = cupy_complex.KERNELS[name]
+            return kernel
         maker = getattr(self, f"make_{name}", None)
-        if maker is not None:  # the function depends on the dtype that it makes
-            return self.finish(name, maker(self.raw_dtype(dtype), dtype))
+        if maker is not None:  # the function is made for the dtype
+            made: Callable[..., Any] = maker(self.raw_dtype(dtype), dtype)
+            return made
         function = self._function(name)
         if name in MOVES:
-            function = _as_bits(function, self.raw_dtype(dtype)) if dtype is Dtype.BF16 and name in _BITS else function
-        elif dtype in _NATIVE and name not in _NATIVE[dtype]:
-            function = self._widened(function, self.raw_dtype(dtype))
-        return self.finish(name, function)
+            return _as_bits(function, self.raw_dtype(dtype)) if dtype is Dtype.BF16 and name in _BITS else function
+        if dtype in _NATIVE and name not in _NATIVE[dtype]:
+            return self._widened(function, self.raw_dtype(dtype))
+        return function
 
     def fast_operator(self, name: str, dtype: Dtype) -> Callable[..., Any]:
-        call = self.implement(name, dtype)
+        call = self._pairs(name, self._raw(name, dtype))
         if not dtype.is_integer:
             return call
         low, high = integer_limits(dtype)

@@ -9,8 +9,8 @@ cuBLAS counts columns first. Row-major memory of X reads there as X transposed, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
-from math import prod
 from typing import Any
 
 import cupy as cp
@@ -20,7 +20,7 @@ from cupy_backends.cuda import libs
 
 from ferrum_array.backends.base import Raw
 
-__all__ = ["int8_product", "matmul"]
+__all__ = ["int8_product", "matmul_of"]
 
 # Numbers of cuBLAS's headers: cudaDataType_t and cublasComputeType_t.
 _R_8I, _R_32I, _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32I = 3, 10, 68, 70, 72
@@ -41,27 +41,40 @@ _FACTORS = {
 }
 _ADDRESSES = {name: (one.ctypes.data, zero.ctypes.data) for name, (one, zero) in _FACTORS.items()}
 
-#: More calls than this for one product, and a broadcast operand is written out instead.
-_MOST_CALLS = 32
+#: Results of fewer elements than this do not fill a large GPU: a broadcast operand is written out for one call instead
+#: of one call for each of its repetitions.
+_FILLS_A_GPU = 1 << 22
 
 
-def matmul(x1: Raw, x2: Raw) -> Raw:
-    """The product by the standard's rules, the last axes of both matching; one dtype."""
-    left = x1 if x1.ndim > 1 else x1[None, :]
-    right = x2 if x2.ndim > 1 else x2[:, None]
-    name = x1.dtype.name
-    if name in _FLOATS:
-        number, compute, factor = _FLOATS[name]
-        out = _gemm(left, right, x1.dtype, number, number, compute, factor)
-    elif x1.dtype.itemsize == 1:
-        # modulo 256 the sign does not matter, so uint8 goes the way of int8
-        out = int8_product(left.view("int8"), right.view("int8")).astype("int8").view(x1.dtype)
+def matmul_of(raw: Any) -> Callable[..., Raw]:
+    """The product by the standard's rules for arrays of the dtype *raw*, the last axes of both matching."""
+    if raw.name in _FLOATS:
+        number, compute, factor = _FLOATS[raw.name]
+
+        def stacks(left: Raw, right: Raw) -> Raw:
+            return _gemm(left, right, raw, number, number, compute, factor)
+
+    elif raw.itemsize == 1:
+
+        def stacks(left: Raw, right: Raw) -> Raw:
+            # modulo 256 the sign does not matter, so uint8 goes the way of int8
+            return int8_product(left.view("int8"), right.view("int8")).astype("int8").view(raw)
+
     else:
-        out = cp.matmul(left, right)
-    if x1.ndim > 1 < x2.ndim:
-        return out
-    shape = out.shape[:-2] + out.shape[-2:-1] * (x1.ndim > 1) + out.shape[-1:] * (x2.ndim > 1)
-    return out.reshape(shape)
+        stacks = cp.matmul
+    plain = raw.name in _FLOATS
+
+    def matmul(x1: Raw, x2: Raw) -> Raw:
+        if plain and x1.ndim == x2.ndim == 2:
+            first, second = x1.flags, x2.flags
+            if (first.c_contiguous or first.f_contiguous) and (second.c_contiguous or second.f_contiguous):
+                return x1.dot(x2)  # the same call of cuBLAS, made by compiled code
+        if x1.ndim > 1 < x2.ndim:
+            return stacks(x1, x2)
+        out = stacks(x1 if x1.ndim > 1 else x1[None, :], x2 if x2.ndim > 1 else x2[:, None])
+        return out.reshape(out.shape[:-2] + out.shape[-2:-1] * (x1.ndim > 1) + out.shape[-1:] * (x2.ndim > 1))
+
+    return matmul
 
 
 def int8_product(left: Raw, right: Raw) -> Raw:
@@ -69,8 +82,9 @@ def int8_product(left: Raw, right: Raw) -> Raw:
     sizes = (*left.shape[-2:], right.shape[-1])
     if any(size % 4 for size in sizes):  # cuBLAS moves four bytes at once
         return cp.matmul(left.astype("int32"), right.astype("int32"))
-    if any(step % 4 for x in (left, right) for step in x.strides if step != 1) or (left.data.ptr | right.data.ptr) % 4:
-        left, right = left.copy(order="C"), right.copy(order="C")
+    # The tensor cores take bytes only with K running fastest in both operands.
+    left = cp.ascontiguousarray(left)
+    right = cp.ascontiguousarray(right.swapaxes(-1, -2)).swapaxes(-1, -2)
     return _gemm(left, right, np.dtype("int32"), _R_8I, _R_32I, _COMPUTE_32I, "int32")
 
 
@@ -145,7 +159,7 @@ def _gemm(left: Raw, right: Raw, dtype: Any, number: int, out_number: int, compu
         return out
     batch = max(axes)
     others = [axis for axis in axes if axis is not batch]
-    if prod(axis[0] for axis in others) > _MOST_CALLS:
+    if others and batch[0] * m * n < _FILLS_A_GPU:
         whole = (cp.broadcast_to(x, stack + x.shape[-2:]).copy(order="C") for x in (left, right))
         return _gemm(*whole, dtype, number, out_number, compute, factor)
     for place in product(*(range(axis[0]) for axis in others)):

@@ -87,6 +87,10 @@ class CupyFunctions(SharedBackend):
         exponent = x2 if isinstance(x2, cp.ndarray) else cp.asarray(x2, dtype=x1.dtype)
         return cp.where((x1 == 0) & (exponent.real > 0), cp.zeros((), x1.dtype), result)
 
+    def fn_nextafter(self, x1: Raw, x2: Raw) -> Raw:
+        bits = f"i{x1.itemsize}"
+        return cupy_kernels.NEXT_AFTER(x1.view(bits), x2.view(bits), _INFINITY[x1.dtype.name]).view(x1.dtype)
+
     def fn_round(self, x: Raw) -> Raw:
         if x.dtype.kind in "biu":
             return x.copy()
@@ -101,8 +105,8 @@ class CupyFunctions(SharedBackend):
 
     # Reductions.
 
-    def fn_total(self, x: Raw) -> Raw:
-        return cupy_kernels.SUM_16(x) if x.itemsize == 2 and x.dtype.kind not in "iu" else x.sum()
+    def make_total(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        return cupy_kernels.SUM_16 if raw.itemsize == 2 else cp.ndarray.sum
 
     def fn_sum(self, x: Raw, axes: Axes, keepdims: bool) -> Raw:
         if not axes:
@@ -203,14 +207,18 @@ class CupyFunctions(SharedBackend):
         flat = x.reshape(-1)
         if not flat.size:
             return (flat.copy(), *(cp.empty(shape, "int64") for shape in ((0,), x.shape, (0,))))
-        if x.dtype.kind == "c":  # by real parts, those of equal real parts by imaginary ones
-            order = cp.argsort(self._key(cp.ascontiguousarray(flat.imag)))
-            order = order[cp.argsort(self._key(cp.ascontiguousarray(flat.real[order])))]
+        keys = [self._key(part) for part in ((flat.real, flat.imag) if x.dtype.kind == "c" else (flat,))]
+        if x.dtype.kind == "c":  # those with a NaN last, by real parts, those of equal real parts by imaginary ones
+            order = cp.argsort(keys[1])
+            for key in (keys[0], cp.isnan(flat).view("uint8")):
+                order = order[cp.argsort(key[order])]
         else:
-            order = cp.argsort(self._key(flat))
+            order = cp.argsort(keys[0])
         ordered = flat[order]
         new = cp.ones(flat.shape, "bool")
-        new[1:] = ordered[1:] != ordered[:-1]
+        new[1:] = ordered[1:] != ordered[1:]  # every NaN is a value of its own
+        for key in keys:
+            new[1:] |= key[order[1:]] != key[order[:-1]]
         (starts,) = cp.nonzero(new)
         inverse = cp.empty(flat.shape, "int64")
         inverse[order] = cp.cumsum(new, dtype="int64") - 1

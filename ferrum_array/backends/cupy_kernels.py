@@ -17,6 +17,7 @@ __all__ = [
     "LEFT_SHIFT",
     "MAX",
     "MIN",
+    "NEXT_AFTER",
     "ORDERED_PRODUCT",
     "REMAINDER",
     "RIGHT_SHIFT",
@@ -101,6 +102,29 @@ SORT_KEY: Final[Any] = cp.ElementwiseKernel(
     key = descending ? static_cast<T>(~k) : k;
     """,
     "ferrum_sort_key",
+)
+
+# Floats as integers that count the representable numbers from zero: the next one is one more or one less. Numbers
+# below the normal ones come out right although CuPy compiles arithmetic to flush them.
+NEXT_AFTER: Final[Any] = cp.ElementwiseKernel(
+    "T x, T y, int64 infinity",
+    "T z",
+    """
+    const T magnitude = static_cast<T>((1ULL << (8 * sizeof(T) - 1)) - 1), sign = static_cast<T>(~magnitude);
+    const T from_size = x & magnitude, to_size = y & magnitude;
+    if (static_cast<long long>(from_size) > infinity) {
+        z = x;
+    } else if (static_cast<long long>(to_size) > infinity) {
+        z = y;
+    } else {
+        const long long from = x < 0 ? -static_cast<long long>(from_size) : static_cast<long long>(from_size);
+        const long long to = y < 0 ? -static_cast<long long>(to_size) : static_cast<long long>(to_size);
+        const long long next = from + (from < to) - (from > to);
+        z = from == to ? y : next < 0 || (next == 0 && from < 0) ? static_cast<T>(static_cast<T>(-next) | sign)
+                                                                : static_cast<T>(next);
+    }
+    """,
+    "ferrum_next_after",
 )
 
 # One thread a product, factors in row-major order: overflow and underflow meet zeros where NumPy has them.

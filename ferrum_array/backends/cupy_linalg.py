@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import cupy as cp
@@ -13,6 +14,7 @@ from ferrum_array.backends import cupy_blas, host
 from ferrum_array.backends import numpy as numpy_storage
 from ferrum_array.backends.base import Raw
 from ferrum_array.backends.shared import SharedBackend
+from ferrum_array.dtype import Dtype
 
 __all__ = ["CupyLinalg"]
 
@@ -34,8 +36,26 @@ def _checked(function: Callable[..., Any], *args: Any) -> Any:
 class CupyLinalg(SharedBackend):
     """Functions of matrices, and transforms."""
 
-    def fn_matmul(self, x1: Raw, x2: Raw) -> Raw:
-        return cupy_blas.matmul(x1, x2)
+    def make_matmul(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        return cupy_blas.matmul_of(raw)
+
+    def make_einsum(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        matmul = cupy_blas.matmul_of(raw)
+        by_cupy = self._widened(self._einsum, raw) if dtype.bits == 16 and dtype.is_floating else self._einsum
+
+        def einsum(subscripts: str, *arrays: Raw) -> Raw:
+            plan = _pair(subscripts, arrays) if not dtype.is_integer else None
+            if plan is None:
+                return by_cupy(subscripts, *arrays)
+            (left, right), shapes, order, (first, second) = plan
+            product = matmul(arrays[0].transpose(left).reshape(first), arrays[1].transpose(right).reshape(second))
+            return product.reshape(shapes).transpose(order)
+
+        return einsum
+
+    @staticmethod
+    def _einsum(subscripts: str, *arrays: Raw) -> Raw:
+        return cp.einsum(subscripts, *arrays, optimize=True)
 
     def fn_vecdot(self, x1: Raw, x2: Raw) -> Raw:
         return cp.sum((cp.conj(x1) if x1.dtype.kind == "c" else x1) * x2, axis=-1, dtype=x1.dtype)
@@ -105,6 +125,28 @@ class CupyLinalg(SharedBackend):
 
     def fn_hfft(self, x: Raw, *how: Any) -> Raw:
         return cp.fft.hfft(_hermitian(x, *how[:2]), *how) if x.size else _on_host("hfft", (x.shape,), x.dtype, *how)
+
+
+def _pair(subscripts: str, arrays: tuple[Raw, ...]) -> Any:
+    """How to compute *subscripts* as one product of matrices: orders of axes and shapes; None if it is not one."""
+    terms, _, result = subscripts.partition("->")
+    names = terms.split(",")
+    if len(names) != 2 or "." in terms or any(len(set(name)) < len(name) for name in names):
+        return None
+    a, b = names
+    lengths = dict(zip(a, arrays[0].shape, strict=True))
+    if any(lengths.setdefault(c, n) != n for c, n in zip(b, arrays[1].shape, strict=True)):
+        return None
+    stack = [c for c in a if c in b and c in result]
+    inner = [c for c in a if c in b and c not in result]
+    rows, columns = [c for c in a if c not in b], [c for c in b if c not in a]
+    if not inner or any(c not in result for c in (*rows, *columns)):
+        return None
+    m, k, n = (prod(lengths[c] for c in part) for part in (rows, inner, columns))
+    outer = tuple(lengths[c] for c in stack)
+    made = [*stack, *rows, *columns]
+    orders = [a.index(c) for c in (*stack, *rows, *inner)], [b.index(c) for c in (*stack, *inner, *columns)]
+    return orders, tuple(lengths[c] for c in made), [made.index(c) for c in result], ((*outer, m, k), (*outer, k, n))
 
 
 def _hermitian(x: Raw, n: int | None, axis: int) -> Raw:
