@@ -193,9 +193,9 @@ def _embed(options: argparse.Namespace) -> None:
         texts = [line.rstrip("\r\n") for line in sys.stdin]
     vectors = encoder.encode(texts)
     if output.suffix == ".npz":
-        fa.io.save_npz(output, {"embeddings": vectors})
+        fa.io.savez(output, embeddings=vectors)
     elif output.suffix == ".safetensors":
-        fa.io.save_safetensors(output, {"embeddings": vectors})
+        fa.io.save_safetensors({"embeddings": vectors}, output)
     else:
         for text, row in zip(texts, vectors.astype(fa.float64).tolist(), strict=True):
             # nine digits bring every float32 back

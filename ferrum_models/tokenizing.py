@@ -24,9 +24,9 @@ class TextTokenizer:
             from tokenizers import Tokenizer
         except ImportError as error:
             raise ImportError("models need the library 'tokenizers': pip install 'ferrum[models]'") from error
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
         try:
-            tokenizer = Tokenizer.from_str(text)
+            tokenizer = Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises plain Exception for a bad file
             raise ValueError(f"{path} is not a tokenizer: {error}") from error
         tokenizer.no_padding()
