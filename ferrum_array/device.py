@@ -66,7 +66,7 @@ class Device:
             return cls._intern("cuda", int(index), f"cuda:{int(index)}")
         if kind == "mlx" and index in ("cpu", "gpu"):
             return cls._intern("mlx", index, f"mlx:{index}")
-        raise ValueError(f"no device is called {spec!r}; write {_FORMS}")
+        raise ValueError(f"no device is called {spec!r:.60}; write {_FORMS}")
 
     @classmethod
     def _intern(cls, kind: str, index: int | str, name: str) -> Device:

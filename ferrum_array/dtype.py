@@ -72,7 +72,7 @@ class Dtype:
                         break
         if found is None:
             names = ", ".join(f"{d.name} ({d.standard_name})" for d in cls.all())
-            raise TypeError(f"no dtype is called {spec!r}; known are {names}")
+            raise TypeError(f"no dtype is called {spec!r:.60}; known are {names}")
         return found
 
     @classmethod

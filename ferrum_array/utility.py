@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ferrum_array.device import Device, get_default_device
-from ferrum_array.dispatch import normalize_axes, normalize_axis, tensor
+from ferrum_array.dispatch import integer, normalize_axes, normalize_axis, tensor
 from ferrum_array.dtype import Dtype
 from ferrum_array.elementwise import not_equal, subtract
 from ferrum_array.manipulation import concat
@@ -64,6 +64,7 @@ def diff(
         Tensor([3, 5])
     """
     x = tensor("diff", x)
+    n = integer("diff", "n", n)
     if n < 0:
         raise ValueError(f"diff: n must not be negative, got {n}")
     place = normalize_axis("diff", axis, x.ndim)

@@ -86,11 +86,14 @@ def array(obj: Any, dtype: Dtype | None) -> np.ndarray[Any, Any]:
     if is_numpy(obj) or not isinstance(obj, (bool, int, float, complex, list, tuple, range)):
         if isinstance(obj, (str, bytes)) or obj is None:
             raise TypeError(f"asarray: a tensor holds numbers, got {given}")
+        if not is_numpy(obj) and np.asarray(obj).dtype == object:  # neither array nor buffer
+            raise TypeError(f"asarray: a tensor holds numbers, got {given} {obj!r:.60}")
         found = _as_host(obj)
         return found if dtype is None else convert(found, dtype)
     try:
         if dtype is not None and dtype is not Dtype.BF16:
-            return np.asarray(obj, dtype=_RAW[dtype])
+            with np.errstate(all="ignore"):  # 1e300 is infinity in float32, as on every storage
+                return np.asarray(obj, dtype=_RAW[dtype])
         found = np.asarray(obj)
     except ValueError as error:
         if "inhomogeneous" in str(error):

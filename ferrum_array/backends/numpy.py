@@ -28,6 +28,10 @@ _TWO = frozenset(
 )
 _ONE = frozenset(ELEMENTWISE) - _TWO - {"clip"} | {"total", "astype"}
 
+_REDUCE: dict[str, Any] = {
+    name: getattr(np, name).reduce for name in ("add", "multiply", "maximum", "minimum", "logical_and", "logical_or")
+}
+
 #: The dtypes that BLAS knows, by NumPy's letters.
 _BLAS = frozenset("fdFD")
 
@@ -111,7 +115,7 @@ class NumpyBackend(SharedBackend):
                 return result
             return tuple(map(asarray, result)) if isinstance(result, tuple) else asarray(result)
 
-        if name in MOVES and name != "astype":
+        if name in MOVES and name not in ("astype", "full"):  # these round, and may overflow
             return self._silent(function)
         return unary if name in _ONE else binary if name in _TWO else several
 
@@ -207,7 +211,30 @@ class NumpyBackend(SharedBackend):
 
     # Quicker ways to the same.
 
+    def make_full(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        return lambda shape, value: np.full(shape, value, raw) if shape else np.array(value, raw)
+
     fn_getitem: Any = staticmethod(getitem)
+
+    # The ufuncs' own reductions: NumPy's functions check again what is checked, for a microsecond.
+
+    def fn_sum(self, x: Raw, axes: tuple[int, ...], keepdims: bool) -> Raw:
+        return _REDUCE["add"](x, axes, x.dtype, None, keepdims)
+
+    def fn_prod(self, x: Raw, axes: tuple[int, ...], keepdims: bool) -> Raw:
+        return _REDUCE["multiply"](x, axes, x.dtype, None, keepdims)
+
+    def fn_max(self, x: Raw, axes: tuple[int, ...], keepdims: bool) -> Raw:
+        return _REDUCE["maximum"](x, axes, None, None, keepdims)
+
+    def fn_min(self, x: Raw, axes: tuple[int, ...], keepdims: bool) -> Raw:
+        return _REDUCE["minimum"](x, axes, None, None, keepdims)
+
+    def fn_all(self, x: Raw, axes: tuple[int, ...], keepdims: bool) -> Raw:
+        return _REDUCE["logical_and"](x, axes, None, None, keepdims)
+
+    def fn_any(self, x: Raw, axes: tuple[int, ...], keepdims: bool) -> Raw:
+        return _REDUCE["logical_or"](x, axes, None, None, keepdims)
 
     # Where NumPy differs from the standard's special cases.
 
