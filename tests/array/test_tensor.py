@@ -357,6 +357,8 @@ def test_sequence_protocol(device: fa.Device) -> None:
     assert [row.tolist() for row in rows] == x.tolist()
     assert 4 in x
     assert 7 not in x
+    assert "a" not in x
+    assert None not in x
     assert next(reversed(x[:, 0])).item() == 5
     first, *rest = x
     assert (first.tolist(), len(rest)) == ([1, 2], 2)

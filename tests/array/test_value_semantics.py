@@ -362,8 +362,10 @@ def test_an_unshared_write_is_in_place(name: str) -> None:
     assert address(x) == where
     x[1:] = fa.zeros(3)
     x[x > 4] = 3
+    x += 1
+    x *= fa.asarray([2.0, 1.0, 1.0, 1.0])
     assert address(x) == where
-    assert x.tolist() == [3.0, 0.0, 0.0, 0.0]
+    assert x.tolist() == [8.0, 1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(
