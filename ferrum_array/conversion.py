@@ -130,7 +130,7 @@ def transfer(x: Tensor, device: Device, stream: Any = None) -> Tensor:
     if device is x.device:
         return x
     spec = spec_of(x.dtype, device)
-    return wrap(device.backend.from_host(x.device.backend.to_host(x._data, copy=None), copy=None), spec)
+    return wrap(device.backend.from_peer(x._data, x.device.backend), spec)
 
 
 def from_dlpack(x: Any, /, *, device: Device | str | None = None, copy: bool | None = None) -> Tensor:

@@ -254,6 +254,14 @@ def binary(name: str, doc: str) -> Binary:
     """The elementwise function *name* of two operands, with its result in their common dtype (or bool)."""
 
     def function(x1: Operand, x2: Operand, /) -> Tensor:
+        if x1.__class__ is Tensor and x2.__class__ is Tensor and x1._spec is x2._spec:
+            entry = x1._spec.operators[name]
+            if entry is not None:
+                try:
+                    return wrap(entry[0](x1._data, x2._data), entry[1])
+                except ValueError:
+                    broadcast(name, x1.shape, x2.shape)  # says what is wrong
+                    raise
         if name in COMPARISONS and (x1.__class__ is int or x2.__class__ is int):
             certain = _certain(name, x1, x2)
             if certain is not None:
@@ -315,6 +323,8 @@ def integers(name: str, what: str, values: Any) -> tuple[int, ...]:
     Raises:
         TypeError: naming the function and the argument, if one is not an integer.
     """
+    if values.__class__ is tuple and all(one.__class__ is int for one in values):
+        return values
     return tuple(integer(name, what, one) for one in (values if isinstance(values, (tuple, list)) else (values,)))
 
 
@@ -324,7 +334,7 @@ def normalize_axis(name: str, axis: int, ndim: int) -> int:
     Raises:
         IndexError: if the tensor has no such axis. TypeError: if it is not an integer.
     """
-    number = integer(name, "an axis", axis)
+    number = axis if axis.__class__ is int else integer(name, "an axis", axis)
     if not -ndim <= number < ndim:
         raise IndexError(f"{name}: axis {number} is out of bounds for a tensor of {ndim} axes")
     return number % ndim
@@ -338,6 +348,8 @@ def normalize_axes(name: str, axes: int | Sequence[int] | None, ndim: int) -> tu
     """
     if axes is None:
         return tuple(range(ndim))
+    if axes.__class__ is int and -ndim <= axes < ndim:
+        return (axes % ndim,)
     chosen = tuple(normalize_axis(name, axis, ndim) for axis in (axes if isinstance(axes, (tuple, list)) else (axes,)))
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"{name}: axes {axes} name an axis twice in a tensor of {ndim} axes")

@@ -201,7 +201,9 @@ def concat(arrays: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
         raise ValueError("concat: needs at least one tensor")
     if axis is None:
         tensors, axis = [reshape(x, -1) if x.size or x.ndim != 1 else x for x in tensors], 0
-    spec, raws = unify("concat", *tensors)
+    spec, raws = tensors[0]._spec, [x._data for x in tensors]
+    if any(x._spec is not spec for x in tensors):
+        spec, raws = unify("concat", *tensors)
     place = normalize_axis("concat", axis, tensors[0].ndim)
     rest = {x.shape[:place] + x.shape[place + 1 :] for x in tensors if x.ndim == tensors[0].ndim}
     if len(rest) != 1 or any(x.ndim != tensors[0].ndim for x in tensors):

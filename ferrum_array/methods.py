@@ -44,7 +44,9 @@ class Methods:
     @property
     def T(self) -> Tensor:
         """The axes in reverse order."""
-        return self.permute_dims(tuple(range(len(self.shape)))[::-1])
+        axes = tuple(range(len(self._data.shape)))[::-1]
+        result: Tensor = _namespace().tensor.wrap(self._spec.call["permute_dims"](self._data, axes), self._spec)
+        return result
 
     @property
     def mT(self) -> Tensor:

@@ -19,7 +19,7 @@ def _place_of_extreme(name: str, x: Tensor, axis: int | None, keepdims: bool) ->
         raise TypeError(f"{name}: complex numbers have no order, got {x._summary()}; take abs() or real() first")
     ndim = x.ndim
     if axis is None:
-        x, place = x.reshape(-1), 0
+        x, place = x if ndim == 1 else x.reshape(-1), 0
     else:
         place = normalize_axis(name, axis, ndim)
     if x.shape[place] == 0:

@@ -43,12 +43,6 @@ ELEMENTWISE: dict[str, tuple[str, ...]] = {
 #: Elementwise functions of two operands whose result is boolean.
 COMPARISONS = frozenset(("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"))
 
-_OPERATORS = (
-    *("add", "subtract", "multiply", "divide", "floor_divide", "remainder", "pow"),
-    *("bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_left_shift", "bitwise_right_shift"),
-    *sorted(COMPARISONS),
-)
-
 
 def accepts(name: str, dtype: Dtype) -> bool:
     """Whether the elementwise function *name* is defined for *dtype* as it is."""
@@ -67,6 +61,25 @@ class _Calls(dict[str, Callable[..., Any]]):
     def __missing__(self, name: str) -> Callable[..., Any]:
         function = self[name] = self._spec.device.backend.implement(name, self._spec.dtype)
         return function
+
+
+class _Operators(dict[str, tuple[Callable[..., Any], "Spec"] | None]):
+    """Raw functions of two tensors with the Spec of their result, or None where the long way must be taken."""
+
+    __slots__ = ("_spec",)
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+
+    def __missing__(self, name: str) -> tuple[Callable[..., Any], Spec] | None:
+        spec = self._spec
+        entry = None
+        # integer powers are looked at first: negative ones must be refused
+        if accepts(name, spec.dtype) and not (name == "pow" and spec.dtype.is_integer):
+            function = spec.device.backend.fast_operator(name, spec.dtype)
+            entry = function, spec_of(Dtype.BOOL, spec.device) if name in COMPARISONS else spec
+        self[name] = entry
+        return entry
 
 
 class _Direct(dict[str, Callable[..., Any] | None]):
@@ -94,7 +107,7 @@ class _InPlace(dict[str, Callable[..., Any] | None]):
 
     def __missing__(self, name: str) -> Callable[..., Any] | None:
         spec = self._spec
-        plain = spec.operators.get(name) is not None
+        plain = spec.operators[name] is not None
         function = self[name] = spec.device.backend.in_place_operator(name, spec.dtype) if plain else None
         return function
 
@@ -114,18 +127,12 @@ class Spec:
         self.dtype = dtype
         self.device = device
         self.call = _Calls(self)
+        self.operators = _Operators(self)
         self.direct = _Direct(self)
         self.in_place = _InPlace(self)
         backend = device.backend
         self.array_type = backend.array_type
         self.scalars = backend.scalars(dtype)
-        truth = self if dtype is Dtype.BOOL else spec_of(Dtype.BOOL, device)
-        self.operators: dict[str, tuple[Callable[..., Any], Spec] | None] = {
-            name: (backend.fast_operator(name, dtype), truth if name in COMPARISONS else self)
-            if accepts(name, dtype) and not (name == "pow" and dtype.is_integer)  # negative powers must be refused
-            else None
-            for name in _OPERATORS
-        }
 
     def __repr__(self) -> str:
         return f"Spec({self.dtype}, {self.device})"

@@ -21,6 +21,8 @@ __all__ = ["Axis", "Scalar", "Tensor", "wrap"]
 
 _SCALARS = (bool, int, float, complex)
 _new = object.__new__
+#: Parts of a key that a storage takes as they are.
+_PLAIN = frozenset((int, slice, type(None), type(Ellipsis)))
 
 
 def _namespace() -> Any:
@@ -65,6 +67,14 @@ def _operator(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
 
 def _reflected(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
     def operate(self: Tensor, other: Any) -> Any:
+        spec = self._spec
+        if other.__class__ in spec.scalars:
+            operator = spec.operators[name]
+            if operator is not None:
+                try:
+                    return wrap(operator[0](other, self._data), operator[1])
+                except (ValueError, OverflowError):
+                    return getattr(_namespace(), name)(other, self)  # the long way says what is wrong
         if not _operand(other):
             return NotImplemented
         return getattr(_namespace(), name)(other, self)
@@ -339,7 +349,11 @@ class Tensor(Interchange, Methods):
 
     def __getitem__(self, key: Any, /) -> Tensor:
         spec = self._spec
-        if key.__class__ is slice or key.__class__ is int:
+        if (
+            key.__class__ is slice
+            or key.__class__ is int
+            or (key.__class__ is tuple and _PLAIN.issuperset(map(type, key)))
+        ):
             result = _new(Tensor)
             result._data = spec.call["getitem"](self._data, key)
             result._spec = spec
@@ -347,6 +361,22 @@ class Tensor(Interchange, Methods):
         return wrap(spec.call["getitem"](self._data, _namespace().indexing.raw_key(self, key)), spec)
 
     def __setitem__(self, key: Any, value: Any, /) -> None:
+        spec = self._spec
+        if value.__class__ in spec.scalars and (
+            key.__class__ is int
+            or key.__class__ is slice
+            or (key.__class__ is tuple and _PLAIN.issuperset(map(type, key)))
+        ):
+            call = spec.call
+            try:
+                data = call["full"]((), value)
+            except OverflowError:
+                _namespace().indexing.write(self, key, value)  # the long way says what is wrong
+                return
+            if not spec.device.backend.exclusive(self):
+                self._data = call["copy"](self._data)
+            call["setitem"](self._data, key, data)
+            return
         _namespace().indexing.write(self, key, value)
 
 
