@@ -9,6 +9,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 PACKAGES := ferrum_array ferrum_ops ferrum_models
 SOURCES := $(PACKAGES) tests benchmarks conformance
 JOBS ?= 2
+# Test workers share the cores: with threads of their own on top, they would wait for each other.
+ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
 
 # The newest version pulls several gigabytes of CUDA libraries, so this one is installed first.
 TORCH := torch==2.13.0
@@ -59,7 +61,7 @@ lint: $(VENV)/.dev
 	$(BIN)/mypy
 
 unit: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(JOBS)
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(SOURCES)
