@@ -1,13 +1,14 @@
 """Tensors in files: NumPy's ``.npz`` archives and safetensors, read and written.
 
 A file is taken for hostile until it has been checked: what it claims is compared with its size before memory is taken,
-nothing in it is ever executed, and what is wrong is a ``ValueError`` that names the file and the offence.
+nothing in it is ever executed, and what is wrong is a :class:`CorruptFileError`, a ``ValueError`` that names the file
+and the offence.
 """
 
 from __future__ import annotations
 
 from ferrum_array.device import Device
-from ferrum_array.io.files import PathLike, corrupt
+from ferrum_array.io.files import CorruptFileError, PathLike, corrupt
 from ferrum_array.io.header import TensorInfo
 from ferrum_array.io.npy import MAGIC
 from ferrum_array.io.npz import load_npz, savez
@@ -16,6 +17,7 @@ from ferrum_array.io.saving import save_safetensors
 from ferrum_array.tensor import Tensor
 
 __all__ = [
+    "CorruptFileError",
     "SafetensorsFile",
     "TensorInfo",
     "load",

@@ -16,7 +16,15 @@ PathLike = str | os.PathLike[str]
 
 
 class CorruptFileError(ValueError):
-    """A file is not what it claims to be."""
+    """A file is not what it claims to be; the message names the file and the offence.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> issubclass(fa.io.CorruptFileError, ValueError)
+        True
+    """
+
+    __module__ = "ferrum_array.io"  # where users find it, and tracebacks say so
 
 
 def corrupt(path: PathLike, offence: str) -> CorruptFileError:

@@ -59,6 +59,12 @@ class TensorInfo:
     Attributes:
         format: its element type in the format's name, for example ``"BF16"``.
         shape: the length of each axis. start, stop: where its bytes lie, counted from the data's first.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> info = fa.io.TensorInfo("BF16", (2, 3), 0, 12)
+        >>> info.dtype, info.nbytes
+        (ferrum_array.bfloat16, 12)
     """
 
     format: str

@@ -94,7 +94,11 @@ def load_npz(path: PathLike, *, device: Device | str | None = None, max_bytes: i
         lacks a dtype.
 
     Examples:
-        See :func:`savez`.
+        >>> import ferrum_array as fa, tempfile, os
+        >>> path = os.path.join(tempfile.mkdtemp(), "one.npz")
+        >>> fa.io.savez(path, fa.ones((2, 2)))
+        >>> fa.io.load_npz(path, max_bytes=1000)["arr_0"].shape
+        (2, 2)
     """
     target = get_default_device() if device is None else Device(device)
     with open(path, "rb") as file:

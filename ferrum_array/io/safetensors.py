@@ -60,6 +60,14 @@ class SafetensorsFile(Mapping[str, Tensor]):
 
     Attributes:
         metadata: the texts that the file holds beside its tensors.
+
+    Examples:
+        >>> import ferrum_array as fa, tempfile, os
+        >>> path = os.path.join(tempfile.mkdtemp(), "a.safetensors")
+        >>> _ = fa.io.save_safetensors({"w": fa.arange(6)}, path, metadata={"made": "today"})
+        >>> with fa.io.open_safetensors(path) as file:
+        ...     file.metadata["made"], len(file), file.info("w").shape, file["w"][2:4]
+        ('today', 1, (6,), Tensor([2, 3]))
     """
 
     __slots__ = ("_name", "_where", "metadata")

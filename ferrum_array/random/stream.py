@@ -21,7 +21,7 @@ from ferrum_array.tensor import Tensor
 __all__ = ["Stream"]
 
 #: Words computed at a time: they bound the working memory and change no result.
-_CHUNK = 1 << 18
+_CHUNK = 1 << 20
 
 
 class Stream:
