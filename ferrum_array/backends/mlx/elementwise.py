@@ -203,8 +203,8 @@ class Elementwise(Chapter):
 
     def with_scalars(
         self, operate: Callable[[Any, Any], mx.array], dtype: Dtype, *, as_array: bool
-    ) -> Callable[[mx.array, Any], mx.array]:
-        """*operate*, which also takes Python numbers that *dtype* holds; OverflowError for the others.
+    ) -> Callable[[Any, Any], mx.array]:
+        """*operate*, which also takes a Python number in one place, if *dtype* holds it; else OverflowError.
 
         MLX's own functions take numbers as they are; ours need an array.
         """
@@ -214,20 +214,21 @@ class Elementwise(Chapter):
             low, high = integer_limits(dtype)
             high = min(high, (1 << 63) - 1)  # MLX reads them as int64; beyond that, the long way
 
-            def integers(x1: mx.array, x2: Any) -> mx.array:
-                if x2.__class__ is not array:
-                    if not low <= x2 <= high:
-                        raise OverflowError(f"{x2} is outside {dtype}")
-                    if as_array:
-                        x2 = array(x2, dtype=raw)
-                return operate(x1, x2)
+            def number(value: Any) -> Any:
+                if not low <= value <= high:
+                    raise OverflowError(f"{value} is outside {dtype}")
+                return array(value, dtype=raw) if as_array else value
+        else:
+            kind: type = complex if dtype.is_complex else float
 
-            return integers
-        number: type = complex if dtype.is_complex else float
+            def number(value: Any) -> Any:
+                return array(kind(value), dtype=raw) if as_array else kind(value)
 
-        def numbers(x1: mx.array, x2: Any) -> mx.array:
+        def call(x1: Any, x2: Any) -> mx.array:
             if x2.__class__ is not array:
-                x2 = array(number(x2), dtype=raw) if as_array else number(x2)
+                x2 = number(x2)
+            elif x1.__class__ is not array:
+                x1 = number(x1)
             return operate(x1, x2)
 
-        return numbers
+        return call

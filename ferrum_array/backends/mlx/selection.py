@@ -125,6 +125,8 @@ def _is_mask_of(part: Any, x: mx.array) -> bool:
 
 def _expanded(parts: tuple[Any, ...], ndim: int) -> list[Any]:
     """*parts* without an ellipsis: one for each axis, and None for new ones."""
+    if sum(part is Ellipsis for part in parts) > 1:
+        raise IndexError("an index has at most one ellipsis")
     taken = sum(
         0 if part is None or part is Ellipsis or part is True or part is False
         else part.ndim if isinstance(part, np.ndarray) and part.dtype == bool
