@@ -88,7 +88,7 @@ class CupyBackend(CupyFunctions, CupyLinalg):
         exhausted, explain, only = cp.cuda.memory.OutOfMemoryError, self._explain, self._only
         index, device, current = self.index, self._device, cp.cuda.runtime.getDevice
 
-        def pair(x1: Raw, x2: Any) -> Raw:
+        def pair(x1: Any, x2: Any) -> Raw:
             try:
                 if only or current() == index:
                     return function(x1, x2)
@@ -131,9 +131,10 @@ class CupyBackend(CupyFunctions, CupyLinalg):
             return call
         low, high = integer_limits(dtype)
 
-        def checked(x1: Raw, x2: Any) -> Raw:
-            if x2.__class__ is int and not low <= x2 <= high:
-                raise OverflowError(f"{x2} is outside {dtype}")
+        def checked(x1: Any, x2: Any) -> Raw:
+            for number in (x1, x2):
+                if number.__class__ is int and not low <= number <= high:
+                    raise OverflowError(f"{number} is outside {dtype}")
             return call(x1, x2)
 
         return checked

@@ -41,8 +41,11 @@ _FACTORS = {
 }
 _ADDRESSES = {name: (one.ctypes.data, zero.ctypes.data) for name, (one, zero) in _FACTORS.items()}
 
-#: Results of fewer elements than this do not fill a large GPU: a broadcast operand is written out for one call instead
-#: of one call for each of its repetitions.
+#: Below this many elements, copying an operand costs less than finding out whether it must be.
+_SMALL = 1 << 16
+
+#: Results of fewer elements than this do not fill a large GPU: an operand whose matrices do not lie at even distances,
+#: such as a broadcast one, is written out for one call instead of several.
 _FILLS_A_GPU = 1 << 22
 
 
@@ -65,16 +68,19 @@ def matmul_of(raw: Any) -> Callable[..., Raw]:
     plain = raw.name in _FLOATS
 
     def matmul(x1: Raw, x2: Raw) -> Raw:
-        if plain and x1.ndim == x2.ndim == 2:
-            first, second = x1.flags, x2.flags
-            if (first.c_contiguous or first.f_contiguous) and (second.c_contiguous or second.f_contiguous):
-                return x1.dot(x2)  # the same call of cuBLAS, made by compiled code
+        if plain and x1.ndim == x2.ndim == 2 and (x1.size + x2.size < _SMALL or (_one_run(x1) and _one_run(x2))):
+            return x1.dot(x2)  # the same call of cuBLAS, made by compiled code; it copies operands with gaps
         if x1.ndim > 1 < x2.ndim:
             return stacks(x1, x2)
         out = stacks(x1 if x1.ndim > 1 else x1[None, :], x2 if x2.ndim > 1 else x2[:, None])
         return out.reshape(out.shape[:-2] + out.shape[-2:-1] * (x1.ndim > 1) + out.shape[-1:] * (x2.ndim > 1))
 
     return matmul
+
+
+def _one_run(x: Raw) -> bool:
+    flags = x.flags
+    return bool(flags.c_contiguous or flags.f_contiguous)
 
 
 def int8_product(left: Raw, right: Raw) -> Raw:
@@ -118,6 +124,16 @@ def _merged(stack: tuple[int, ...], *steps: list[int]) -> list[tuple[int, ...]]:
     return axes
 
 
+def _written_out(x: Raw, stack: tuple[int, ...]) -> Raw:
+    """*x* for each place of *stack*, in one run of memory; its matrices stay transposed if they are."""
+    reading = _layout(x)
+    turned = reading is not None and reading[0] == 1
+    whole = cp.empty((*stack, *(x.shape[:-3:-1] if turned else x.shape[-2:])), x.dtype)
+    whole = whole.swapaxes(-1, -2) if turned else whole
+    whole[...] = x
+    return whole
+
+
 def _gemm(left: Raw, right: Raw, dtype: Any, number: int, out_number: int, compute: int, factor: str) -> Raw:
     m, k = left.shape[-2:]
     n = right.shape[-1]
@@ -130,17 +146,16 @@ def _gemm(left: Raw, right: Raw, dtype: Any, number: int, out_number: int, compu
     if not k:
         out.fill(0)
         return out
-    readings = [_layout(left), _layout(right)]
-    if readings[0] is None:
-        left = left.copy(order="C")
-        readings[0] = _layout(left)
-    if readings[1] is None:
-        right = right.copy(order="C")
-        readings[1] = _layout(right)
-    (left_turn, left_ld), (right_turn, right_ld) = readings  # type: ignore[misc]  # a copy can always be read
+    left, right = (x if _layout(x) else x.copy(order="C") for x in (left, right))
+    axes = _merged(stack, _steps(left, stack), _steps(right, stack), _steps(out, stack)) if stack else []
+    if len(axes) > 1 and max(axes)[0] * m * n < _FILLS_A_GPU:
+        left, right = (
+            x if len(_merged(stack, _steps(x, stack))) < 2 else _written_out(x, stack) for x in (left, right)
+        )
+        axes = _merged(stack, _steps(left, stack), _steps(right, stack), _steps(out, stack))
+    (left_turn, left_ld), (right_turn, right_ld) = _layout(left), _layout(right)  # type: ignore[misc]  # not None now
     one, zero = _ADDRESSES[factor]
     handle = device.get_cublas_handle()
-    axes = _merged(stack, _steps(left, stack), _steps(right, stack), _steps(out, stack)) if stack else []
     # One right matrix for all: the stack is more rows, if the rows go on from matrix to matrix.
     if (
         len(axes) == 1
@@ -159,9 +174,6 @@ def _gemm(left: Raw, right: Raw, dtype: Any, number: int, out_number: int, compu
         return out
     batch = max(axes)
     others = [axis for axis in axes if axis is not batch]
-    if others and batch[0] * m * n < _FILLS_A_GPU:
-        whole = (cp.broadcast_to(x, stack + x.shape[-2:]).copy(order="C") for x in (left, right))
-        return _gemm(*whole, dtype, number, out_number, compute, factor)
     for place in product(*(range(axis[0]) for axis in others)):
         from_left, from_right, to = (
             sum(i * axis[which] for i, axis in zip(place, others, strict=True)) for which in (1, 2, 3)

@@ -27,11 +27,25 @@ template <typename T> __device__ T ferrum_log(const T& x) {
     if (isinf(a) || isinf(b)) return T(fabs(isinf(a) ? a : b), atan2(b, a));
     return log(x);
 }
+template <typename T> __device__ T ferrum_reciprocal(const T& x) {
+    typedef typename T::value_type R;
+    const R a = x.real(), b = x.imag();
+    if (fabs(b) <= fabs(a)) {
+        const R t = b / a, s = a + b * t;
+        return T(R(1) / s, -t / s);
+    }
+    const R t = a / b, s = a * t + b;
+    return T(t / s, R(-1) / s);
+}
 """
 
 
 def _one(name: str, code: str) -> Any:
     return cp.ElementwiseKernel("T x", "T z", _PARTS + code, f"ferrum_complex_{name}", preamble=_PREAMBLE)
+
+
+def _two(name: str, code: str) -> Any:
+    return cp.ElementwiseKernel("T x, T y", "T z", _PARTS + code, f"ferrum_complex_{name}", preamble=_PREAMBLE)
 
 
 # Smith's division: the parts of the divisor divide each other first, so that nothing overflows on the way.
@@ -50,15 +64,6 @@ _DIVIDE = """
         z = T((a * t + b) * s, (b * t - a) * s);
     }
 """
-_RECIPROCAL = """
-    if (fabs(b) <= fabs(a)) {
-        const R t = b / a, s = a + b * t;
-        z = T(R(1) / s, -t / s);
-    } else {
-        const R t = a / b, s = a * t + b;
-        z = T(t / s, R(-1) / s);
-    }
-"""
 _SIGN = """
     const R size = hypot(a, b);
     if (isnan(size) || (isinf(a) && isinf(b))) {
@@ -70,10 +75,31 @@ _SIGN = """
     }
 """
 
+# Whole exponents by repeated multiplication, as NumPy: exact for small numbers, where the logarithm is not.
+_POWER = """
+    const R c = y.real(), d = y.imag();
+    const int n = fabs(c) < 100 ? static_cast<int>(c) : 0;
+    if (c == 0 && d == 0) {
+        z = T(1);
+    } else if (a == 0 && b == 0) {
+        z = c > 0 && d == 0 ? T(0) : T(R(0) / b, R(0) / b);
+    } else if (d == 0 && n == c) {
+        T product(1), factor = x;
+        for (int k = n < 0 ? -n : n; k; k >>= 1) {
+            if (k & 1) product = product == T(1) ? factor : product * factor;
+            if (k > 1) factor = factor * factor;
+        }
+        z = n < 0 ? ferrum_reciprocal(product) : product;
+    } else {
+        z = exp(y * ferrum_log(x));
+    }
+"""
+
 #: function -> its kernel for complex operands
 KERNELS: Final[dict[str, Any]] = {
-    "divide": cp.ElementwiseKernel("T x, T y", "T z", _PARTS + _DIVIDE, "ferrum_complex_divide"),
-    "reciprocal": _one("reciprocal", _RECIPROCAL),
+    "divide": _two("divide", _DIVIDE),
+    "pow": _two("pow", _POWER),
+    "reciprocal": _one("reciprocal", "z = ferrum_reciprocal(x);"),
     "sign": _one("sign", _SIGN),
     "exp": _one("exp", "z = exp(x); if (b == 0) z = T(z.real(), b);"),
     "expm1": _one("expm1", "z = expm1(x); if (b == 0) z = T(z.real(), b);"),

@@ -22,7 +22,7 @@ FIXES: Final[dict[str, str]] = {
     "remainder": "CuPy subtracts a rounded multiple, which loses all digits of large quotients and the sign of zero",
     "bitwise_left_shift": "shifts by the width or more have no meaning in C++",
     "bitwise_right_shift": "shifts by the width or more have no meaning in C++",
-    "pow": "negative integer powers of integers are an error as on NumPy; 0 to a complex power is not NaN",
+    "pow": "integers to negative powers are an error as on NumPy; complex: whole powers exactly, powers of 0",
     "nextafter": "CuPy flushes float32 below the normal numbers, and has other answers for infinities in 16 bits",
     "divide": "complex: CuPy's formula overflows, and loses infinities and signs of zero",
     "reciprocal": "complex: as for divide",

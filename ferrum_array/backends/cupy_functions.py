@@ -66,26 +66,27 @@ class CupyFunctions(SharedBackend):
 
     # Elementwise.
 
-    def fn_floor_divide(self, x1: Raw, x2: Any) -> Raw:
-        return cp.floor_divide(x1, x2) if x1.dtype.kind in "iu" else cupy_kernels.FLOOR_DIVIDE(x1, x2)
+    # Operands are arrays, or one of them is a Python number: what is to be done is decided by the dtype.
 
-    def fn_remainder(self, x1: Raw, x2: Any) -> Raw:
-        return cp.remainder(x1, x2) if x1.dtype.kind in "iu" else cupy_kernels.REMAINDER(x1, x2)
+    def make_floor_divide(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        return _either(dtype.is_integer, cp.floor_divide, cupy_kernels.FLOOR_DIVIDE)
 
-    def fn_bitwise_left_shift(self, x1: Raw, x2: Any) -> Raw:
-        return cupy_kernels.LEFT_SHIFT(x1, x2)
+    def make_remainder(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        return _either(dtype.is_integer, cp.remainder, cupy_kernels.REMAINDER)
 
-    def fn_bitwise_right_shift(self, x1: Raw, x2: Any) -> Raw:
-        return cupy_kernels.RIGHT_SHIFT(x1, x2)
+    def make_bitwise_left_shift(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        return cupy_kernels.LEFT_SHIFT
 
-    def fn_pow(self, x1: Raw, x2: Any) -> Raw:
-        if x1.dtype.kind == "i" and bool((x2 < 0).any() if isinstance(x2, cp.ndarray) else x2 < 0):
-            raise ValueError("integers to negative integer powers are not integers; convert to a floating dtype first")
-        result = cp.power(x1, x2)
-        if x1.dtype.kind != "c":
-            return result
-        exponent = x2 if isinstance(x2, cp.ndarray) else cp.asarray(x2, dtype=x1.dtype)
-        return cp.where((x1 == 0) & (exponent.real > 0), cp.zeros((), x1.dtype), result)
+    def make_bitwise_right_shift(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        return cupy_kernels.RIGHT_SHIFT
+
+    def make_pow(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        def integers(x1: Any, x2: Any) -> Raw:
+            if bool((x2 < 0).any() if isinstance(x2, cp.ndarray) else x2 < 0):
+                raise ValueError("pow: integers to negative integer powers are no integers; convert to a float first")
+            return cp.power(x1, x2)
+
+        return _either(raw.kind == "i", integers, cp.power)
 
     def fn_nextafter(self, x1: Raw, x2: Raw) -> Raw:
         bits = f"i{x1.itemsize}"
@@ -106,7 +107,7 @@ class CupyFunctions(SharedBackend):
     # Reductions.
 
     def make_total(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
-        return cupy_kernels.SUM_16 if raw.itemsize == 2 else cp.ndarray.sum
+        return _either(raw.itemsize == 2, cupy_kernels.SUM_16, cp.ndarray.sum)
 
     def fn_sum(self, x: Raw, axes: Axes, keepdims: bool) -> Raw:
         if not axes:
@@ -307,6 +308,10 @@ class CupyFunctions(SharedBackend):
                 axis += 1
         _check_bounds(bounds)
         return x, tuple(plain)
+
+
+def _either(condition: bool, yes: Callable[..., Raw], no: Callable[..., Raw]) -> Callable[..., Raw]:
+    return yes if condition else no
 
 
 def _bits(one: np.ndarray[Any, Any]) -> int:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import cupy as cp
@@ -31,7 +32,7 @@ template <> struct wide<double> { typedef double type; };
 """
 
 # Python's divmod, as NumPy computes it; where that has no finite answer, the quotient rounded down (the standard).
-FLOOR_DIVIDE: Final[Any] = cp.ElementwiseKernel(
+FLOOR_DIVIDE: Final[Callable[..., Any]] = cp.ElementwiseKernel(
     "T x, T y",
     "T z",
     """
@@ -57,7 +58,7 @@ FLOOR_DIVIDE: Final[Any] = cp.ElementwiseKernel(
     preamble=_WIDE,
 )
 
-REMAINDER: Final[Any] = cp.ElementwiseKernel(
+REMAINDER: Final[Callable[..., Any]] = cp.ElementwiseKernel(
     "T x, T y",
     "T z",
     """
@@ -76,13 +77,13 @@ REMAINDER: Final[Any] = cp.ElementwiseKernel(
 )
 
 # In C++ a shift by the width or more, or by a negative number, has no meaning; here every bit falls out.
-LEFT_SHIFT: Final[Any] = cp.ElementwiseKernel(
+LEFT_SHIFT: Final[Callable[..., Any]] = cp.ElementwiseKernel(
     "T x, T y",
     "T z",
     "z = static_cast<unsigned long long>(y) < 8 * sizeof(T) ? static_cast<T>(x << y) : T(0)",
     "ferrum_left_shift",
 )
-RIGHT_SHIFT: Final[Any] = cp.ElementwiseKernel(
+RIGHT_SHIFT: Final[Callable[..., Any]] = cp.ElementwiseKernel(
     "T x, T y",
     "T z",
     "z = static_cast<unsigned long long>(y) < 8 * sizeof(T) ? static_cast<T>(x >> y) : x < T(0) ? T(-1) : T(0)",
@@ -91,7 +92,7 @@ RIGHT_SHIFT: Final[Any] = cp.ElementwiseKernel(
 
 # The bits of a float as an integer of its size that sorts as the standard wants: -0 equals 0, every NaN comes last.
 # Negative floats have their magnitude inverted, because more bits mean a smaller number there.
-SORT_KEY: Final[Any] = cp.ElementwiseKernel(
+SORT_KEY: Final[Callable[..., Any]] = cp.ElementwiseKernel(
     "T bits, int64 infinity, bool descending",
     "T key",
     """
@@ -106,7 +107,7 @@ SORT_KEY: Final[Any] = cp.ElementwiseKernel(
 
 # Floats as integers that count the representable numbers from zero: the next one is one more or one less. Numbers
 # below the normal ones come out right although CuPy compiles arithmetic to flush them.
-NEXT_AFTER: Final[Any] = cp.ElementwiseKernel(
+NEXT_AFTER: Final[Callable[..., Any]] = cp.ElementwiseKernel(
     "T x, T y, int64 infinity",
     "T z",
     """
@@ -128,7 +129,7 @@ NEXT_AFTER: Final[Any] = cp.ElementwiseKernel(
 )
 
 # One thread a product, factors in row-major order: overflow and underflow meet zeros where NumPy has them.
-ORDERED_PRODUCT: Final[Any] = cp.ElementwiseKernel(
+ORDERED_PRODUCT: Final[Callable[..., Any]] = cp.ElementwiseKernel(
     "raw T x, int64 n",
     "T y",
     """
@@ -177,12 +178,12 @@ def _extreme(name: str, greatest: str, result: str, out: str) -> Any:
     )
 
 
-MAX: Final[Any] = _extreme("ferrum_max", "true", "y = a.value", "T y")
-MIN: Final[Any] = _extreme("ferrum_min", "false", "y = a.value", "T y")
-ARGMAX: Final[Any] = _extreme("ferrum_argmax", "true", "y = a.index", "int64 y")
-ARGMIN: Final[Any] = _extreme("ferrum_argmin", "false", "y = a.index", "int64 y")
+MAX: Final[Callable[..., Any]] = _extreme("ferrum_max", "true", "y = a.value", "T y")
+MIN: Final[Callable[..., Any]] = _extreme("ferrum_min", "false", "y = a.value", "T y")
+ARGMAX: Final[Callable[..., Any]] = _extreme("ferrum_argmax", "true", "y = a.index", "int64 y")
+ARGMIN: Final[Callable[..., Any]] = _extreme("ferrum_argmin", "false", "y = a.index", "int64 y")
 
-ANY_OUTSIDE: Final[Any] = cp.ReductionKernel(
+ANY_OUTSIDE: Final[Callable[..., Any]] = cp.ReductionKernel(
     "int64 index, int64 length",
     "bool y",
     "index < -length || index >= length",
@@ -193,7 +194,7 @@ ANY_OUTSIDE: Final[Any] = cp.ReductionKernel(
 )
 
 # 16-bit floats added in float32 and rounded once, without a float32 copy of the operand.
-SUM_16: Final[Any] = cp.ReductionKernel(
+SUM_16: Final[Callable[..., Any]] = cp.ReductionKernel(
     "T x",
     "T y",
     "static_cast<float>(x)",
