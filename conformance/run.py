@@ -66,8 +66,23 @@ def problems(counts: Mapping[str, int], status: int) -> list[str]:
     return found
 
 
-def environment(device: str, scratch: str, inherited: Mapping[str, str]) -> dict[str, str]:
-    """The suite's environment: ours, and none of the switches that make the suite do less."""
+def absent_dtypes(device: str) -> list[str]:
+    """The standard's dtypes that *device* does not have, by the inspection API.
+
+    >>> absent_dtypes("cpu")
+    []
+    """
+    from ferrum_array import __array_namespace_info__
+
+    info = __array_namespace_info__()
+    return sorted(info.dtypes(device="cpu").keys() - info.dtypes(device=device).keys())
+
+
+def environment(device: str, scratch: str, inherited: Mapping[str, str], absent: Sequence[str] = ()) -> dict[str, str]:
+    """The suite's environment: ours, and none of the switches that make the suite do less.
+
+    The one thing that the suite must be told is which dtypes the device does not have.
+    """
     kept = {name: value for name, value in inherited.items() if "ARRAY_API_TESTS" not in name}
     paths = [str(HERE), str(HERE.parent), *filter(None, [inherited.get("PYTHONPATH")])]
     return kept | {
@@ -78,6 +93,7 @@ def environment(device: str, scratch: str, inherited: Mapping[str, str]) -> dict
         "FERRUM_VISIBLE_DEVICES": "cpu" if device == "cpu" else f"cpu,{device}",
         "HYPOTHESIS_STORAGE_DIRECTORY": scratch,  # no examples remembered from earlier runs
         "PYTHONPATH": os.pathsep.join(paths),
+        **({"ARRAY_API_TESTS_SKIP_DTYPES": ",".join(absent)} if absent else {}),
     }
 
 
@@ -99,7 +115,7 @@ def run_seed(suite: Path, device: str, examples: int, seed: int, jobs: int) -> t
         process = subprocess.Popen(
             command(examples, seed, jobs),
             cwd=suite,
-            env=environment(device, scratch, os.environ),
+            env=environment(device, scratch, os.environ, absent_dtypes(device)),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -142,7 +158,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"\narray-api-tests, standard {API_VERSION}, device {chosen.device}, "
         f"{chosen.examples} examples, "
         f"{datetime.date.today().isoformat()}, Python {platform.python_version()}, "
-        f"NumPy {version('numpy')}, Hypothesis {version('hypothesis')}\n"
+        f"NumPy {version('numpy')}, Hypothesis {version('hypothesis')}"
+        + (f", MLX {version('mlx')}" if chosen.device.startswith("mlx") else "")
+        + "".join(f"; the device has no {name}" for name in absent_dtypes(chosen.device))
+        + "\n"
     )
     print("\n".join(["| seed | the suite's line | verdict |", "|---|---|---|", *rows]))
     return int(failed)

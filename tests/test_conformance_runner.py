@@ -6,10 +6,12 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from conformance import run
+from conformance import everything, run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,6 +65,34 @@ def test_the_environment_drops_the_switches_of_the_suite() -> None:
     assert made["FERRUM_DEVICE"] == "mlx:cpu"
     assert made["PYTHONPATH"].endswith("elsewhere")
     assert not {"ARRAY_API_TESTS_SKIP_DTYPES", "ARRAY_API_TESTS_XFAIL_MARK"} & made.keys()
+
+
+def test_the_suite_is_told_which_dtypes_a_device_lacks_and_nothing_else() -> None:
+    inherited = {"ARRAY_API_TESTS_SKIP_DTYPES": "uint64"}
+    made = run.environment("mlx:cpu", "scratch", inherited, ["complex128"])
+    assert made["ARRAY_API_TESTS_SKIP_DTYPES"] == "complex128"
+    assert run.absent_dtypes("cpu") == []
+
+
+@pytest.mark.mlx
+def test_mlx_lacks_complex128_alone() -> None:
+    assert run.absent_dtypes("mlx:cpu") == ["complex128"]
+
+
+def test_a_missing_dtype_must_be_refused() -> None:
+    def refusing(x: Any) -> None:
+        raise TypeError("device d has no complex128")
+
+    def computing(x: Any) -> None:
+        pass
+
+    real, double = (SimpleNamespace(dtype=name) for name in ("float32", "float64"))
+    everything.refused_without_complex128(refusing)(x=double)
+    everything.refused_without_complex128(computing)(x=real)
+    with pytest.raises(TypeError):
+        everything.refused_without_complex128(refusing)(x=real)
+    with pytest.raises(pytest.fail.Exception):
+        everything.refused_without_complex128(computing)(x=double)
 
 
 def test_a_wrong_path_is_one_clear_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
