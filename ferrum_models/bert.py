@@ -177,6 +177,15 @@ class BertModel:
     """A BERT encoder without a head (Devlin et al., "BERT", 2018).
 
     Sequences are packed without padding; a :class:`~ferrum_ops.SequenceMeta` says where each lies.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_models import load_encoder
+        >>> from ferrum_models.demo import demo_model
+        >>> from ferrum_ops import SequenceMeta
+        >>> model = load_encoder(demo_model()).model
+        >>> model(fa.asarray([101, 7592, 102, 101, 102]), SequenceMeta.packed([3, 2])).shape
+        (5, 384)
     """
 
     config: BertConfig

@@ -30,6 +30,14 @@ class SentenceEncoder:
     """Turns texts into vectors whose scalar products say how alike the texts are.
 
     Made by :func:`load_encoder`.
+
+    Examples:
+        >>> from ferrum_models import load_encoder
+        >>> from ferrum_models.demo import demo_model
+        >>> encoder = load_encoder(demo_model())
+        >>> ship, boat, bread = encoder.encode(["a ship at sea", "a small boat", "fresh bread"])
+        >>> float(ship @ boat) > float(ship @ bread)
+        True
     """
 
     model: BertModel
@@ -123,6 +131,12 @@ def load_encoder(
         ValueError: for a config, tokenizer or weights that do not fit together or are not
             implemented. TypeError: for a dtype that the device does not have, or no floating one.
         ImportError: without the library ``tokenizers``.
+
+    Examples:
+        >>> from ferrum_models import load_encoder
+        >>> from ferrum_models.demo import demo_model
+        >>> load_encoder(demo_model(), dtype="bf16").encode(["one text", "another"])[:, :3].shape
+        (2, 3)
     """
     folder = Path(path)
     if not folder.is_dir():
