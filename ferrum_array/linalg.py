@@ -1,4 +1,6 @@
-"""Linear algebra: the ``linalg`` extension of the array API standard. Its products are in ``products.py``.
+"""Linear algebra: the ``linalg`` extension of the array API standard.
+
+Products and decompositions have files of their own.
 
 Matrices are the last two axes, [..., M, N]; the others are a stack. 16-bit floats are computed in float32 and rounded.
 """
@@ -6,9 +8,24 @@ Matrices are the last two axes, [..., M, N]; the others are a stack. 16-bit floa
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, integer, normalize_axes, tensor, unify
+from ferrum_array.decompositions import (
+    cholesky,
+    det,
+    eig,
+    eigh,
+    eigvals,
+    eigvalsh,
+    floating_matrices,
+    inv,
+    qr,
+    slogdet,
+    solve,
+    svd,
+    svdvals,
+)
+from ferrum_array.dispatch import DEFAULT_FLOAT, integer, normalize_axes, tensor
 from ferrum_array.dtype import Dtype
 from ferrum_array.elementwise import abs as abs_
 from ferrum_array.elementwise import conj, divide, greater, multiply, not_equal, pow, sqrt
@@ -26,54 +43,6 @@ __all__ = [
     "matrix_power", "matrix_rank", "matrix_transpose", "outer", "pinv", "qr", "slogdet", "solve", "svd", "svdvals",
     "tensordot", "trace", "vecdot", "vector_norm",
 ]  # fmt: skip
-
-
-class EighResult(NamedTuple):
-    """Eigenvalues in ascending order and eigenvectors in columns."""
-
-    eigenvalues: Tensor
-    eigenvectors: Tensor
-
-
-class EigResult(NamedTuple):
-    """Eigenvalues and eigenvectors in columns, complex."""
-
-    eigenvalues: Tensor
-    eigenvectors: Tensor
-
-
-class QRResult(NamedTuple):
-    """Orthonormal Q and upper triangular R."""
-
-    Q: Tensor
-    R: Tensor
-
-
-class SlogdetResult(NamedTuple):
-    """Sign and logarithm of the absolute value of a determinant."""
-
-    sign: Tensor
-    logabsdet: Tensor
-
-
-class SVDResult(NamedTuple):
-    """The singular value decomposition U S Vh."""
-
-    U: Tensor
-    S: Tensor
-    Vh: Tensor
-
-
-# Parts of matrices.
-
-
-def _floating(name: str, x: Tensor, *, square: bool = False) -> Tensor:
-    """Matrices of a floating dtype; integers become the default float."""
-    x = matrices(name, x, square=square)
-    if x.dtype.is_floating or x.dtype.is_complex:
-        return x
-    spec = spec_of(DEFAULT_FLOAT, x.device)
-    return wrap(spec.call["astype"](x._data), spec)
 
 
 def diagonal(x: Tensor, /, *, offset: int = 0) -> Tensor:
@@ -105,223 +74,6 @@ def trace(x: Tensor, /, *, offset: int = 0, dtype: Any = None) -> Tensor:
     return sum_(diagonal(matrices("trace", x), offset=offset), axis=-1, dtype=dtype)
 
 
-# Decompositions and solvers.
-
-
-def _result(x: Tensor, name: str, *arguments: Any) -> Any:
-    try:
-        return x._spec.call[name](x._data, *arguments)
-    except ValueError as error:  # the libraries' LinAlgError is one
-        raise ValueError(f"{name}: {error}, for {x._summary()}") from error
-
-
-def cholesky(x: Tensor, /, *, upper: bool = False) -> Tensor:
-    """The triangular L with x = L L^H (or U with x = U^H U for *upper*) of positive definite matrices.
-
-    Raises:
-        ValueError: for matrices that are not square or not positive definite.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.cholesky(fa.asarray([[4.0, 0.0], [0.0, 9.0]]))
-        Tensor([[2., 0.],
-                [0., 3.]])
-    """
-    x = _floating("cholesky", x, square=True)
-    return wrap(_result(x, "cholesky", bool(upper)), x._spec)
-
-
-def inv(x: Tensor, /) -> Tensor:
-    """The inverses of square matrices.
-
-    Raises:
-        ValueError: for matrices that are not square or singular.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.inv(fa.asarray([[2.0, 0.0], [0.0, 4.0]]))
-        Tensor([[0.5 , 0.  ],
-                [0.  , 0.25]])
-    """
-    x = _floating("inv", x, square=True)
-    return wrap(_result(x, "inv"), x._spec)
-
-
-def det(x: Tensor, /) -> Tensor:
-    """The determinants of square matrices.
-
-    Raises:
-        ValueError: for matrices that are not square.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.det(fa.asarray([[2.0, 0.0], [0.0, 4.0]]))
-        Tensor(8.)
-    """
-    x = _floating("det", x, square=True)
-    return wrap(_result(x, "det"), x._spec)
-
-
-def slogdet(x: Tensor, /) -> SlogdetResult:
-    """Sign and logarithm of the absolute value of the determinants: no overflow for large matrices.
-
-    Raises:
-        ValueError: for matrices that are not square.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.slogdet(-fa.eye(3)).sign
-        Tensor(-1.)
-    """
-    x = _floating("slogdet", x, square=True)
-    sign, logabsdet = _result(x, "slogdet")
-    return SlogdetResult(wrap(sign, x._spec), wrap(logabsdet, spec_of(x.dtype.real, x.device)))
-
-
-def solve(x1: Tensor, x2: Tensor, /) -> Tensor:
-    """The solutions of x1 @ y = x2, for x1 [..., M, M] and x2 [M] or [..., M, K].
-
-    Raises:
-        ValueError: for matrices that are not square or singular, or lengths that do not fit.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.solve(fa.asarray([[2.0, 0.0], [0.0, 4.0]]), fa.asarray([2.0, 2.0]))
-        Tensor([1. , 0.5])
-    """
-    x1, x2 = _floating("solve", x1, square=True), tensor("solve", x2, "x2")
-    spec, (left, right) = unify("solve", x1, x2)
-    if not x2.ndim or x2.shape[-2 if x2.ndim > 1 else 0] != x1.shape[-1]:
-        raise ValueError(f"solve: {x2._summary()} does not fit the matrices {x1._summary()}")
-    a, b = wrap(left, spec), wrap(right, spec)
-    vector = b.ndim == 1
-    b = reshape(b, (*b.shape, 1)) if vector else b
-    stack = broadcast("solve (stacks)", a.shape[:-2], b.shape[:-2])
-    a, b = broadcast_to(a, (*stack, *a.shape[-2:])), broadcast_to(b, (*stack, *b.shape[-2:]))
-    try:
-        result = wrap(spec.call["solve"](a._data, b._data), spec)
-    except ValueError as error:  # the libraries' LinAlgError is one
-        raise ValueError(f"solve: {error}, for {x1._summary()}") from error
-    return reshape(result, result.shape[:-1]) if vector else result
-
-
-def qr(x: Tensor, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRResult:
-    """Orthonormal Q and upper triangular R with x = Q R: [..., M, K] and [..., K, N].
-
-    K is min(M, N), or M for ``complete``.
-
-    Raises:
-        ValueError: for another *mode* or fewer than two axes.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.qr(fa.ones((3, 2))).Q.shape
-        (3, 2)
-    """
-    if mode not in ("reduced", "complete"):
-        raise ValueError(f"qr: mode must be 'reduced' or 'complete', got {mode!r}")
-    x = _floating("qr", x)
-    q, r = _result(x, "qr", mode)
-    return QRResult(wrap(q, x._spec), wrap(r, x._spec))
-
-
-def eigh(x: Tensor, /) -> EighResult:
-    """Eigenvalues, ascending, and eigenvectors (columns) of symmetric or Hermitian matrices.
-
-    Only the lower triangle is read.
-
-    Raises:
-        ValueError: for matrices that are not square.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.eigh(fa.asarray([[2.0, 0.0], [0.0, 1.0]])).eigenvalues
-        Tensor([1., 2.])
-    """
-    x = _floating("eigh", x, square=True)
-    values, vectors = _result(x, "eigh")
-    return EighResult(wrap(values, spec_of(x.dtype.real, x.device)), wrap(vectors, x._spec))
-
-
-def eigvalsh(x: Tensor, /) -> Tensor:
-    """The eigenvalues of :func:`eigh`.
-
-    Raises:
-        ValueError: for matrices that are not square.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.eigvalsh(fa.asarray([[2.0, 0.0], [0.0, 1.0]]))
-        Tensor([1., 2.])
-    """
-    x = _floating("eigvalsh", x, square=True)
-    return wrap(_result(x, "eigvalsh"), spec_of(x.dtype.real, x.device))
-
-
-def eig(x: Tensor, /) -> EigResult:
-    """Eigenvalues, in no order, and eigenvectors (columns) of square matrices: complex also for real ones.
-
-    Raises:
-        ValueError: for matrices that are not square.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.eig(fa.eye(2)).eigenvalues
-        Tensor([1.+0.j, 1.+0.j])
-    """
-    x = _floating("eig", x, square=True)
-    spec = spec_of(x.dtype.complex, x.device)
-    values, vectors = (spec.call["astype"](one) for one in _result(x, "eig"))
-    return EigResult(wrap(values, spec), wrap(vectors, spec))
-
-
-def eigvals(x: Tensor, /) -> Tensor:
-    """The eigenvalues of :func:`eig`.
-
-    Raises:
-        ValueError: for matrices that are not square.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.eigvals(fa.eye(2))
-        Tensor([1.+0.j, 1.+0.j])
-    """
-    x = _floating("eigvals", x, square=True)
-    spec = spec_of(x.dtype.complex, x.device)
-    return wrap(spec.call["astype"](_result(x, "eigvals")), spec)
-
-
-def svd(x: Tensor, /, *, full_matrices: bool = True) -> SVDResult:
-    """The singular value decomposition x = U S Vh, with the values descending: [..., M, K], [..., K], [..., K, N].
-
-    Raises:
-        ValueError: for fewer than two axes.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.svd(fa.ones((3, 2)), full_matrices=False).U.shape
-        (3, 2)
-    """
-    x = _floating("svd", x)
-    u, s, vh = _result(x, "svd", bool(full_matrices))
-    return SVDResult(wrap(u, x._spec), wrap(s, spec_of(x.dtype.real, x.device)), wrap(vh, x._spec))
-
-
-def svdvals(x: Tensor, /) -> Tensor:
-    """The singular values of :func:`svd`.
-
-    Raises:
-        ValueError: for fewer than two axes.
-
-    Examples:
-        >>> import ferrum_array as fa
-        >>> fa.linalg.svdvals(fa.eye(2))
-        Tensor([1., 1.])
-    """
-    x = _floating("svdvals", x)
-    return wrap(_result(x, "svdvals"), spec_of(x.dtype.real, x.device))
-
-
 def _relative_tolerance(x: Tensor, rtol: float | Tensor | None) -> Any:
     if rtol is None:
         from_dtype = {Dtype.F64: 2.0**-52, Dtype.F32: 2.0**-23, Dtype.F16: 2.0**-10, Dtype.BF16: 2.0**-7}
@@ -340,7 +92,7 @@ def matrix_rank(x: Tensor, /, *, rtol: float | Tensor | None = None) -> Tensor:
         >>> fa.linalg.matrix_rank(fa.ones((3, 3)))
         Tensor(1)
     """
-    x = _floating("matrix_rank", x)
+    x = floating_matrices("matrix_rank", x)
     values = svdvals(x)
     if not values.shape[-1]:
         return count_nonzero(values, axis=-1)
@@ -359,7 +111,7 @@ def pinv(x: Tensor, /, *, rtol: float | Tensor | None = None) -> Tensor:
         >>> fa.linalg.pinv(fa.asarray([[2.0], [0.0]]))
         Tensor([[0.5, 0. ]])
     """
-    x = _floating("pinv", x)
+    x = floating_matrices("pinv", x)
     u, s, vh = svd(x, full_matrices=False)
     if s.size == 0:
         return matrix_transpose(conj(x)).copy()
@@ -445,7 +197,7 @@ def matrix_norm(x: Tensor, /, *, keepdims: bool = False, ord: float | Literal["f
         >>> fa.linalg.matrix_norm(fa.asarray([[3.0, 0.0], [4.0, 0.0]]))
         Tensor(5.)
     """
-    x = _floating("matrix_norm", x)
+    x = floating_matrices("matrix_norm", x)
     if x.dtype.bits == 16:
         return matrix_norm(x.astype(Dtype.F32), keepdims=keepdims, ord=ord).astype(x.dtype)
     size = abs_(x)

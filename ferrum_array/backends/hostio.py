@@ -34,7 +34,7 @@ def empty(dtype: Dtype, shape: tuple[int, ...]) -> Any:
 
 def bytes_of(array: Any) -> memoryview:
     """The memory of a host array as bytes; a copy of it if the array is not C-contiguous."""
-    return memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def byteswapped(array: Any) -> Any:
