@@ -201,3 +201,7 @@ def _embed(options: argparse.Namespace) -> None:
             # nine digits bring every float32 back
             values = [float(f"{value:.9g}") for value in row]
             print(json.dumps({"text": text, "embedding": values}, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
