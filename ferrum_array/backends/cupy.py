@@ -139,6 +139,12 @@ class CupyBackend(CupyFunctions, CupyLinalg):
 
         return checked
 
+    def in_place_operator(self, name: str, dtype: Dtype) -> Callable[..., Any] | None:
+        function = self._raw(name, dtype)
+        if dtype is Dtype.BF16 or not isinstance(function, cp.ufunc):
+            return None
+        return self._pairs(name, lambda target, other: function(target, other, out=target))
+
     def scalars(self, dtype: Dtype) -> frozenset[type]:
         if dtype in (Dtype.F32, Dtype.F64):
             return frozenset((float, int))

@@ -79,11 +79,11 @@ FIXES: Final[dict[str, str]] = {
     "det": "the exponential of a logarithm is taken in float64",
     "slogdet": "empty matrices are left to NumPy, which has no elements to compute then",
     "fft": "empty tensors are left to NumPy, which has no elements to compute then",
-    "ifft": "likewise",
-    "rfft": "likewise",
-    "irfft": "likewise; cuFFT takes the imaginary parts that must be zero into account",
-    "hfft": "likewise; cuFFT takes the imaginary parts that must be zero into account",
-    "ihfft": "likewise",
+    "ifft": "as for fft: empty tensors are left to NumPy",
+    "rfft": "as for fft: empty tensors are left to NumPy",
+    "irfft": "as for fft; cuFFT takes the imaginary parts that must be zero into account",
+    "hfft": "as for fft; cuFFT takes the imaginary parts that must be zero into account",
+    "ihfft": "as for fft: empty tensors are left to NumPy",
 }
 
 _SHAPE = "the size of the result depends on the values"
