@@ -85,15 +85,16 @@ def write(x: Tensor, key: Any, value: Any) -> None:
     """
     spec = x._spec
     if not isinstance(value, (bool, int, float, complex)) or host.is_numpy_scalar(value):
-        if isinstance(value, (list, tuple)):
-            value = wrap(spec.device.backend.from_host(host.array(value, None), copy=None),
-                         spec_of(host.dtype_of(host.array(value, None)), spec.device))  # fmt: skip
-        elif host.is_numpy(value):
+        if isinstance(value, (list, tuple)) or host.is_numpy(value):
             found = host.array(value, None)
-            value = wrap(spec.device.backend.from_host(found, copy=None), spec_of(host.dtype_of(found), spec.device))
-        value = tensor("setitem", value, "the value")
-        one_device("setitem", (x, value))
-        lifted = promote_dtypes(spec.dtype, value.dtype) if not _same_kind(spec.dtype, value.dtype) else spec.dtype
+            given = host.dtype_of(found)
+            if _same_kind(spec.dtype, given):  # converted here: the device need not have its dtype
+                value = wrap(spec.device.backend.from_host(host.convert(found, spec.dtype), copy=None), spec)
+        else:
+            value = tensor("setitem", value, "the value")
+            one_device("setitem", (x, value))
+            given = value.dtype
+        lifted = spec.dtype if _same_kind(spec.dtype, given) else promote_dtypes(spec.dtype, given)
     else:
         lifted = weak_promote(spec.dtype, type(value))
     if lifted is not spec.dtype and not _same_kind(spec.dtype, lifted):

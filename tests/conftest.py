@@ -14,6 +14,9 @@ from functools import cache
 import pytest
 from hypothesis import HealthCheck, settings
 
+# MLX's GPU has fewer dtypes. Where there is none, a device with these dtypes does its work on the CPU.
+os.environ.setdefault("FERRUM_REHEARSE_MLX_GPU", "1")
+
 import ferrum_array as fa
 
 settings.register_profile("fast", max_examples=50, deadline=None, derandomize=True, database=None, print_blob=True)

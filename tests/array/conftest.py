@@ -13,6 +13,7 @@ import ferrum_array as fa
     params=[
         "cpu",
         pytest.param("mlx:cpu", marks=pytest.mark.mlx),
+        pytest.param("mlx:gpu", marks=pytest.mark.mlx),  # rehearsed on the CPU where there is no GPU
         pytest.param("cuda:0", marks=pytest.mark.cuda),
     ],
 )
