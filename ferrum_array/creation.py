@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ferrum_array.backends import host
 from ferrum_array.device import Device, get_default_device
 from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, integer, one_device, raw, shape_tuple, tensor
-from ferrum_array.dtype import Dtype
+from ferrum_array.dtype import Dtype, integer_limits
 from ferrum_array.spec import Spec, spec_of
 from ferrum_array.tensor import Scalar, Tensor, wrap
 
@@ -189,6 +189,7 @@ def arange(
 
     Raises:
         ValueError: if *step* is zero, or the interval is not finite.
+        OverflowError: for numbers outside an integer dtype.
 
     Examples:
         >>> import ferrum_array as fa
@@ -204,12 +205,17 @@ def arange(
     first, last, stride = numbers
     if stride == 0:
         raise ValueError("arange: step must not be zero")
-    if not all(map(math.isfinite, numbers)):
+    if not all(isinstance(n, int) or math.isfinite(n) for n in numbers):
         raise ValueError(f"arange: start, stop and step must be finite, got {numbers}")
     integers = all(isinstance(n, int) for n in numbers)
     count = -((first - last) // stride) if integers else math.ceil((last - first) / stride)
     spec = _spec(dtype, device, Dtype.I64 if integers else DEFAULT_FLOAT)
     (count,) = shape_tuple("arange", max(int(count), 0))
+    if spec.dtype.is_integer and count:
+        low, high = integer_limits(spec.dtype)
+        for end in (first, first + (count - 1) * stride):
+            if not low <= end <= high:
+                raise OverflowError(f"arange: {end} is outside {spec.dtype}, which holds {low} to {high}")
     if spec.dtype.is_integer and not integers:
         wide = spec_of(Dtype.F64 if spec.device.supports(Dtype.F64) else Dtype.F32, spec.device)
         return wrap(spec.call["astype"](wide.call["arange"](first, stride, count)), spec)
