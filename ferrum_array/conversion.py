@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ferrum_array import backends
 from ferrum_array.backends import host
 from ferrum_array.device import Device, get_default_device
 from ferrum_array.dtype import Dtype, Kind, weak_promote
@@ -152,6 +153,8 @@ def from_dlpack(x: Any, /, *, device: Device | str | None = None, copy: bool | N
     where = {1: "cpu", 2: f"cuda:{index}", 3: "cpu", 8: "mlx:gpu", 13: f"cuda:{index}"}.get(
         int(getattr(kind, "value", kind))
     )
+    if where == "cpu":
+        where = backends.home(x) or where
     if where is None:
         raise ValueError(f"from_dlpack: no device of ours holds memory of DLPack device type {kind}")
     source = Device(where)

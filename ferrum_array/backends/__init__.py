@@ -8,7 +8,7 @@ from importlib import import_module
 
 from ferrum_array.backends.base import Backend, Raw
 
-__all__ = ["Backend", "Raw", "available", "load"]
+__all__ = ["Backend", "Raw", "available", "home", "load"]
 
 #: device kind -> (module of this package, distribution that must be installed, extra of ours that installs it)
 _LIBRARIES = {
@@ -36,6 +36,16 @@ def load(kind: str, index: int | str) -> Backend:
         ) from error
     make: Callable[[int | str], Backend] = import_module(f"ferrum_array.backends.{module}").make
     return make(index)
+
+
+def home(obj: object) -> str | None:
+    """The name of the device of ours whose library made *obj*; None for NumPy's arrays and those of strangers.
+
+    Where arrays lie in the host's memory, DLPack does not tell: those of MLX's CPU look like NumPy's.
+    """
+    maker = type(obj).__module__.partition(".")[0]
+    kinds = (k for k, (_, library, _) in _LIBRARIES.items() if k != "cpu" and library.partition(".")[0] == maker)
+    return next((f"{kind}:{index}" for kind in kinds for index in available(kind)), None)
 
 
 @cache
