@@ -1,0 +1,368 @@
+"""Linear algebra beside NumPy in float64, and the identities that define its results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ferrum_array as fa
+from ferrum_array.testing import shapes
+from tests.array.differential import Row, agree, always, floating, real, summed
+from tests.array.oracle import (
+    BOOL,
+    COMPLEX,
+    FLOATS,
+    HALVES,
+    INTEGERS,
+    check,
+    moderate,
+    on,
+    to_numpy,
+    wide,
+)
+
+NUMERIC = (*INTEGERS, *FLOATS, *COMPLEX)
+WIDE = (fa.float32, fa.float64, *COMPLEX)
+LAYOUTS = ("contiguous", "transposed", "strided")
+inf = float("inf")
+
+MATRICES = shapes(min_dims=2, max_dims=3, min_side=1, max_side=4)
+SMALL = {"low": -3, "high": 3}
+
+
+def square(n: int = 3) -> Any:
+    return st.sampled_from([(n, n), (2, n, n), (1, 1), (0, n, n)])
+
+
+def norm(**options: Any) -> Any:
+    return lambda a: np.linalg.norm(a, **options)
+
+
+def dominant(x: fa.Tensor) -> fa.Tensor:
+    """Square matrices that are far from singular: a large diagonal is added."""
+    return x + 20 * fa.eye(x.shape[-1], dtype=x.dtype, device=x.device)
+
+
+def dominant_numpy(a: Any) -> Any:
+    return a + 20 * np.eye(a.shape[-1])
+
+
+ROWS = [
+    Row("matrix_transpose", fa.matrix_transpose, np.matrix_transpose, dtypes=(*BOOL, *NUMERIC), shape=MATRICES),
+    Row(
+        "diagonal",
+        lambda x: fa.linalg.diagonal(x, offset=1),
+        lambda a: np.linalg.diagonal(a, offset=1),
+        dtypes=NUMERIC,
+        shape=MATRICES,
+    ),
+    Row("trace", fa.linalg.trace, np.linalg.trace, summed, NUMERIC, shape=MATRICES, atol=400),
+    Row(
+        "det",
+        lambda x: fa.linalg.det(dominant(x)),
+        lambda a: np.linalg.det(dominant_numpy(a)),
+        dtypes=WIDE,
+        shape=square(),
+        ulps=100,
+        **SMALL,
+    ),
+    Row(
+        "inv",
+        lambda x: fa.linalg.inv(dominant(x)),
+        lambda a: np.linalg.inv(dominant_numpy(a)),
+        dtypes=WIDE,
+        shape=square(),
+        atol=10,
+        **SMALL,
+    ),
+    Row(
+        "matrix_power",
+        lambda x: fa.linalg.matrix_power(x, 3),
+        lambda a: np.linalg.matrix_power(a, 3),
+        dtypes=(fa.int64, *WIDE),
+        shape=square(),
+        ulps=64,
+        atol=5000,
+        **SMALL,
+    ),
+    Row(
+        "matrix_power -2",
+        lambda x: fa.linalg.matrix_power(dominant(x), -2),
+        lambda a: np.linalg.matrix_power(dominant_numpy(a), -2),
+        dtypes=WIDE,
+        shape=square(),
+        atol=10,
+        **SMALL,
+    ),
+    Row("svdvals", fa.linalg.svdvals, np.linalg.svdvals, real, WIDE, shape=MATRICES, atol=800),
+    Row(
+        "eigvalsh",
+        lambda x: fa.linalg.eigvalsh(x + x.mT),
+        lambda a: np.linalg.eigvalsh(a + a.mT),
+        dtypes=(fa.float32, fa.float64),
+        shape=square(),
+        atol=400,
+        **SMALL,
+    ),
+    Row(
+        "pinv",
+        lambda x: fa.linalg.pinv(dominant(x)),
+        lambda a: np.linalg.inv(dominant_numpy(a)),
+        dtypes=WIDE,
+        shape=square(),
+        atol=20,
+        **SMALL,
+    ),
+    Row(
+        "matrix_rank",
+        fa.linalg.matrix_rank,
+        np.linalg.matrix_rank,
+        always(fa.int64),
+        WIDE,
+        shape=MATRICES,
+        low=-1,
+        high=1,
+    ),
+    Row(
+        "vector_norm",
+        fa.linalg.vector_norm,
+        lambda a: np.linalg.norm(a.reshape(-1)),
+        real,
+        (*INTEGERS, *FLOATS, *COMPLEX),
+        shape=MATRICES,
+        ulps=32,
+    ),
+    *(
+        Row(
+            f"vector_norm {ord}",
+            lambda x, ord=ord: fa.linalg.vector_norm(x, axis=-1, ord=ord, keepdims=True),
+            norm(axis=-1, ord=ord, keepdims=True),
+            real,
+            (*FLOATS, *COMPLEX),
+            shape=MATRICES,
+            ulps=64,
+        )
+        for ord in (0, 1, 2, 3, inf, -inf)
+    ),
+    *(
+        Row(
+            f"matrix_norm {ord}",
+            lambda x, ord=ord: fa.linalg.matrix_norm(x, ord=ord),
+            norm(axis=(-2, -1), ord=ord),
+            real,
+            WIDE,
+            shape=MATRICES,
+            ulps=64,
+            atol=800,
+        )
+        for ord in ("fro", "nuc", 1, -1, 2, -2, inf, -inf)
+    ),
+    Row(
+        "outer",
+        lambda x: fa.linalg.outer(x, x),
+        lambda a: np.outer(a, a),
+        dtypes=(fa.int64, *FLOATS, *COMPLEX),
+        shape=(4,),
+        atol=400,
+    ),
+    Row(
+        "cross",
+        lambda x: fa.linalg.cross(x, fa.flip(x, axis=-1)),
+        lambda a: np.cross(a, np.flip(a, -1)),
+        dtypes=(fa.int64, *WIDE),
+        shape=(2, 3),
+        atol=5000,
+    ),
+    Row(
+        "tensordot",
+        lambda x: fa.tensordot(x, x, axes=((0, 1), (0, 1))),
+        lambda a: np.tensordot(a, a, ((0, 1), (0, 1))),
+        dtypes=(fa.int64, *WIDE),
+        shape=(2, 3, 2),
+        atol=20000,
+    ),
+    Row(
+        "tensordot 0",
+        lambda x: fa.tensordot(x, x, axes=0),
+        lambda a: np.tensordot(a, a, 0),
+        dtypes=(fa.int64, *FLOATS),
+        shape=(2, 2),
+    ),
+    Row("kron", lambda x: fa.kron(x, x), lambda a: np.kron(a, a), dtypes=(fa.int64, *FLOATS), shape=(2, 3)),
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=repr)
+def test_beside_numpy(row: Row, device: fa.Device) -> None:
+    agree(row, device)
+
+
+PRODUCTS = [((3,), (3,)), ((2, 3), (3,)), ((3,), (3, 2)), ((2, 3), (3, 4)), ((5, 2, 3), (3, 2)),
+            ((5, 1, 2, 3), (4, 3, 2)), ((0, 3), (3, 2)), ((2, 0), (0, 3)), ((1, 1), (1, 1)),
+            ((3,), (2, 3, 4))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("left", "right"), PRODUCTS)
+def test_matmul(left: tuple[int, ...], right: tuple[int, ...], device: fa.Device) -> None:
+    @settings(max_examples=max(1, settings.default.max_examples // 2))
+    @given(st.data())
+    def property_(data: st.DataObject) -> None:
+        dtype = data.draw(st.sampled_from(on(device, NUMERIC)))
+        x = data.draw(moderate(dtype, left, device=device, low=-5, high=5))
+        y = data.draw(moderate(dtype, right, device=device, low=-5, high=5))
+        wanted = wide(x) @ wide(y)
+        if dtype.is_integer:
+            wanted = np.asarray(wanted).astype(to_numpy(x).dtype)
+        eps = fa.finfo(dtype).eps if not dtype.is_integer else 0
+        ulps = 1 if dtype in HALVES else 8
+        for found in (x @ y, fa.matmul(x, y), fa.linalg.matmul(x, y)):
+            check(found, wanted, dtype, ulps=ulps, atol=0 if dtype in HALVES else 100 * eps, device=device)
+
+    property_()
+
+
+def test_matmul_promotes(device: fa.Device) -> None:
+    x = fa.ones((2, 2), dtype="i32", device=device)
+    assert (x @ fa.ones((2, 2), dtype="f16", device=device)).dtype is fa.float16
+    assert (x @ fa.ones(2, dtype="i8", device=device)).dtype is fa.int32
+    found = fa.ones(2, dtype="f16", device=device) @ fa.ones(2, dtype="bf16", device=device)
+    assert found.dtype is fa.float32
+
+
+def test_vecdot(device: fa.Device) -> None:
+    @given(st.data())
+    def property_(data: st.DataObject) -> None:
+        dtype = data.draw(st.sampled_from(on(device, NUMERIC)))
+        x = data.draw(moderate(dtype, (2, 1, 3), device=device, low=-5, high=5))
+        y = data.draw(moderate(dtype, (4, 3), device=device, low=-5, high=5))
+        wanted = np.vecdot(wide(x), wide(y))
+        if dtype.is_integer:
+            wanted = wanted.astype(to_numpy(x).dtype)
+        eps = fa.finfo(dtype).eps if not dtype.is_integer else 0
+        atol = 0 if dtype in HALVES else 200 * eps
+        check(fa.vecdot(x, y), wanted, dtype, ulps=1, atol=atol, device=device)
+        found = fa.vecdot(fa.moveaxis(x, -1, 0), fa.moveaxis(y, -1, 0)[:, None], axis=0)
+        check(found, wanted, dtype, ulps=1, atol=atol, device=device)
+
+    property_()
+
+
+EINSUMS = ["ij,jk->ik", "ij,jk", "ii", "ii->i", "ij->ji", "ij->", "i,j->ij", "...ij,...jk->...ik", "ij,ij->i",
+           "ab,bc,cd->ad", "ij...->j...", " i j , j k -> i k ", "ij,j"]  # fmt: skip
+
+
+@pytest.mark.parametrize("subscripts", EINSUMS)
+def test_einsum(subscripts: str, device: fa.Device) -> None:
+    count = subscripts.count(",") + 1
+    sides = [
+        (3,) * len(part.strip().replace(" ", "").replace("...", ""))
+        for part in subscripts.partition("->")[0].split(",")
+    ]
+
+    @settings(max_examples=max(1, settings.default.max_examples // 2))
+    @given(st.data())
+    def property_(data: st.DataObject) -> None:
+        dtype = data.draw(st.sampled_from(on(device, NUMERIC)))
+        operands = [data.draw(moderate(dtype, side, device=device, low=0, high=4)) for side in sides[:count]]
+        wanted = np.einsum(subscripts, *map(wide, operands))
+        if dtype.is_integer:
+            wanted = np.asarray(wanted).astype(to_numpy(operands[0]).dtype)
+        ulps = 1 if dtype in HALVES else 32
+        atol = 0 if not dtype.is_complex else 5000 * fa.finfo(dtype).eps
+        check(fa.einsum(subscripts, *operands), wanted, dtype, ulps=ulps, atol=atol, device=device)
+
+    property_()
+
+
+def close(x: fa.Tensor, y: fa.Tensor, scale: float = 200) -> bool:
+    eps = fa.finfo(x.dtype).eps
+    return bool(np.allclose(wide(x), wide(y), rtol=scale * eps, atol=scale * eps))
+
+
+def hermitian(x: fa.Tensor) -> fa.Tensor:
+    return fa.conj(x.mT) if x.dtype.is_complex else x.mT
+
+
+@pytest.mark.parametrize("shape", [(3, 3), (2, 4, 2), (2, 4), (1, 1)])
+def test_decompositions_multiply_back(shape: tuple[int, ...], device: fa.Device) -> None:
+    @settings(max_examples=max(1, settings.default.max_examples // 2))
+    @given(st.data())
+    def property_(data: st.DataObject) -> None:
+        dtype = data.draw(st.sampled_from(on(device, WIDE)))
+        x = data.draw(moderate(dtype, shape, device=device, low=-4, high=4))
+        q, r = fa.linalg.qr(x)
+        assert close(q @ r, x)
+        assert close(hermitian(q) @ q, fa.eye(q.shape[-1], dtype=dtype, device=device) + 0 * (hermitian(q) @ q))
+        assert bool(fa.all(fa.abs(fa.tril(r, k=-1)) == 0))
+        u, s, vh = fa.linalg.svd(x, full_matrices=False)
+        assert s.dtype is dtype.real
+        assert close((u * s[..., None, :].astype(dtype)) @ vh, x)
+        assert bool(fa.all(s[..., :-1] >= s[..., 1:]))
+        full = fa.linalg.svd(x)
+        assert (full.U.shape[-2:], full.Vh.shape[-2:]) == ((shape[-2],) * 2, (shape[-1],) * 2)
+        complete = fa.linalg.qr(x, mode="complete")
+        assert complete.Q.shape[-2:] == (shape[-2],) * 2
+        assert close(complete.Q @ complete.R, x)
+        if shape[-1] == shape[-2]:
+            symmetric = x + hermitian(x)
+            values, vectors = fa.linalg.eigh(symmetric)
+            assert values.dtype is dtype.real
+            assert close(symmetric @ vectors, vectors * values[..., None, :].astype(dtype), 2000)
+            positive = x @ hermitian(x) + fa.eye(shape[-1], dtype=dtype, device=device)
+            lower = fa.linalg.cholesky(positive)
+            upper = fa.linalg.cholesky(positive, upper=True)
+            assert close(lower @ hermitian(lower), positive)
+            assert close(hermitian(upper) @ upper, positive)
+            solution = fa.linalg.solve(dominant(x), x)
+            assert close(dominant(x) @ solution, x, 500)
+            vector = fa.linalg.solve(dominant(x), x[..., 0, :]) if x.ndim == 2 else None
+            assert vector is None or close(dominant(x) @ vector, x[0], 500)
+            sign, logabsdet = fa.linalg.slogdet(dominant(x))
+            assert logabsdet.dtype is dtype.real
+            found = sign * fa.exp(logabsdet).astype(dtype)
+            assert np.allclose(wide(found), wide(fa.linalg.det(dominant(x))), rtol=1e-3)
+
+    property_()
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "c64", "c128"])
+def test_eig(dtype: str, device: fa.Device) -> None:
+    kind = fa.Dtype(dtype)
+    if not device.supports(kind) or not device.supports(kind.complex):
+        return
+    x = fa.asarray([[0, -1], [1, 0]], dtype=kind, device=device)
+    values, vectors = fa.linalg.eig(x)
+    assert values.dtype is vectors.dtype is kind.complex
+    assert close(x.astype(kind.complex) @ vectors, vectors * values)
+    assert sorted(np.round(wide(values).imag)) == [-1.0, 1.0]
+    assert sorted(np.round(wide(fa.linalg.eigvals(x)).imag)) == [-1.0, 1.0]
+
+
+def test_norms_neither_overflow_nor_stop_early_in_halves(device: fa.Device) -> None:
+    x = fa.full(100, 300.0, dtype="f16", device=device)
+    check(fa.linalg.vector_norm(x), 3000, fa.float16)
+    check(fa.linalg.vector_norm(x, ord=3), 300 * 100 ** (1 / 3), fa.float16, ulps=1)
+    check(fa.linalg.matrix_norm(fa.reshape(x, (10, 10))), 3000, fa.float16)
+    check(fa.linalg.trace(fa.full((5, 5), 60000.0, dtype="f16", device=device)), inf, fa.float16)
+
+
+def test_integers_become_the_default_float(device: fa.Device) -> None:
+    x = fa.asarray([[2, 0], [0, 4]], device=device)
+    assert fa.linalg.inv(x).tolist() == [[0.5, 0.0], [0.0, 0.25]]
+    for call in (fa.linalg.inv, fa.linalg.det, fa.linalg.svdvals, fa.linalg.cholesky, fa.linalg.pinv):
+        assert call(x).dtype is fa.float32
+    assert fa.linalg.matrix_power(x, 2).dtype is fa.int64
+    assert fa.linalg.matrix_power(x, 0).tolist() == [[1, 0], [0, 1]]
+    assert floating(x.dtype) is fa.float32
+
+
+def test_results_have_names(device: fa.Device) -> None:
+    x = fa.eye(2, device=device)
+    assert fa.linalg.qr(x)._fields == ("Q", "R")
+    assert fa.linalg.svd(x)._fields == ("U", "S", "Vh")
+    assert fa.linalg.eigh(x)._fields == fa.linalg.eig(x)._fields == ("eigenvalues", "eigenvectors")
+    assert fa.linalg.slogdet(x)._fields == ("sign", "logabsdet")
