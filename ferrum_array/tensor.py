@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 from ferrum_array.device import Device
 from ferrum_array.dtype import Dtype
@@ -21,6 +21,7 @@ __all__ = ["Axis", "Scalar", "Tensor", "wrap"]
 
 _SCALARS = (bool, int, float, complex)
 _new = object.__new__
+_F = TypeVar("_F", bound=Callable[..., Any])
 #: Parts of a key that a storage takes as they are.
 _PLAIN = frozenset((int, slice, type(None), type(Ellipsis)))
 
@@ -32,6 +33,12 @@ def _namespace() -> Any:
 def _operand(other: object) -> bool:
     """Whether an operator takes *other*; if not, Python asks the other operand."""
     return isinstance(other, (Tensor, *_SCALARS)) or hasattr(other, "__array_interface__")
+
+
+def _titled(operate: _F, name: str, doc: str) -> _F:
+    operate.__name__ = operate.__qualname__ = name  # what Python's own errors call it
+    operate.__doc__ = doc
+    return operate
 
 
 def _operator(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
@@ -61,8 +68,7 @@ def _operator(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
             return NotImplemented
         return getattr(_namespace(), name)(self, other)
 
-    operate.__doc__ = f"``self {symbol} other``: see :func:`ferrum_array.{name}`."
-    return operate
+    return _titled(operate, name, f"``self {symbol} other``: see :func:`ferrum_array.{name}`.")
 
 
 def _reflected(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
@@ -79,8 +85,7 @@ def _reflected(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
             return NotImplemented
         return getattr(_namespace(), name)(other, self)
 
-    operate.__doc__ = f"``other {symbol} self``: see :func:`ferrum_array.{name}`."
-    return operate
+    return _titled(operate, name, f"``other {symbol} self``: see :func:`ferrum_array.{name}`.")
 
 
 def _in_place(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
@@ -105,8 +110,9 @@ def _in_place(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
         self._data = result._data
         return self
 
-    operate.__doc__ = f"``self {symbol}= other``: writes the result into this tensor; no other tensor changes."
-    return operate
+    return _titled(
+        operate, name, f"``self {symbol}= other``: writes the result into this tensor; no other tensor changes."
+    )
 
 
 def _describe(value: object) -> str:
@@ -117,8 +123,7 @@ def _unary(name: str) -> Callable[[Tensor], Tensor]:
     def operate(self: Tensor) -> Any:
         return getattr(_namespace(), name)(self)
 
-    operate.__doc__ = f"See :func:`ferrum_array.{name}`."
-    return operate
+    return _titled(operate, name, f"See :func:`ferrum_array.{name}`.")
 
 
 @final
