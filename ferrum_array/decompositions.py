@@ -213,6 +213,11 @@ def eigvalsh(x: Tensor, /) -> Tensor:
     return wrap(_result(x, "eigvalsh"), spec_of(x.dtype.real, x.device))
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Real matrices in the precision of their complex dtype: 16-bit eigenvalues would be rounded on the way there."""
+    return x.astype(x.dtype.complex.real, copy=False) if x.dtype.is_floating else x
+
+
 def eig(x: Tensor, /) -> EigResult:
     """Eigenvalues, in no order, and eigenvectors (columns) of square matrices: complex also for real ones.
 
@@ -224,7 +229,7 @@ def eig(x: Tensor, /) -> EigResult:
         >>> fa.linalg.eig(fa.eye(2)).eigenvalues
         Tensor([1.+0.j, 1.+0.j])
     """
-    x = floating_matrices("eig", x, square=True)
+    x = _wide(floating_matrices("eig", x, square=True))
     spec = spec_of(x.dtype.complex, x.device)
     values, vectors = (spec.call["astype"](one) for one in _result(x, "eig"))
     return EigResult(wrap(values, spec), wrap(vectors, spec))
@@ -241,7 +246,7 @@ def eigvals(x: Tensor, /) -> Tensor:
         >>> fa.linalg.eigvals(fa.eye(2))
         Tensor([1.+0.j, 1.+0.j])
     """
-    x = floating_matrices("eigvals", x, square=True)
+    x = _wide(floating_matrices("eigvals", x, square=True))
     spec = spec_of(x.dtype.complex, x.device)
     return wrap(spec.call["astype"](_result(x, "eigvals")), spec)
 
