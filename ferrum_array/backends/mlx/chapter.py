@@ -22,7 +22,8 @@ RAW_DTYPES: dict[Dtype, mx.Dtype] = {
 class Chapter:
     """The stream of the device, and constants on it.
 
-    A function NAME is the method ``fn_NAME``, or what ``make_NAME(dtype)`` returns where it depends on the dtype.
+    A function NAME is the method ``fn_NAME``, or what ``make_NAME(dtype)`` returns where it depends on the dtype: None
+    where MLX's own is right.
     """
 
     stream: mx.Stream

@@ -163,10 +163,10 @@ class Elementwise(Chapter):
 
     # Complex numbers.
 
-    def make_multiply(self, dtype: Dtype) -> Callable[[mx.array, mx.array], mx.array]:
+    def make_multiply(self, dtype: Dtype) -> Callable[[mx.array, mx.array], mx.array] | None:
         s = self.stream
         if not dtype.is_complex:
-            return lambda x1, x2: mx.multiply(x1, x2, stream=s)
+            return None
 
         def multiply(x1: Any, x2: Any) -> mx.array:
             # by the definition: MLX's own product recovers infinities as C does, NumPy's does not

@@ -13,10 +13,7 @@ __all__ = ["Products"]
 
 
 class Products(Chapter):
-    """``matmul``, ``vecdot`` and ``einsum`` of floats."""
-
-    def fn_matmul(self, x1: mx.array, x2: mx.array) -> mx.array:
-        return mx.matmul(x1, x2, stream=self.stream)
+    """``vecdot`` and ``einsum`` of floats; ``matmul`` is MLX's own."""
 
     def make_vecdot(self, dtype: Dtype) -> Callable[[mx.array, mx.array], mx.array]:
         s = self.stream

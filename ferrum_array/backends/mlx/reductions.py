@@ -36,8 +36,10 @@ class Reductions(Chapter):
         return lambda x, axes, keepdims: reduce(x, axes, keepdims).astype(raw, stream=s)
 
     def make_total(self, dtype: Dtype) -> Callable[[mx.array], mx.array]:
-        total = self.make_sum(dtype)
-        return lambda x: total(x, tuple(range(x.ndim)), False)
+        sum_, s, function = self.make_sum(dtype), self.stream, mx.sum
+        if sum_ != self._sum:
+            return lambda x: sum_(x, tuple(range(x.ndim)), False)
+        return lambda x: function(x, stream=s) if x.size <= _PIECE else sum_(x, tuple(range(x.ndim)), False)
 
     def _sum(self, x: mx.array, axes: tuple[int, ...], keepdims: bool) -> mx.array:
         s = self.stream

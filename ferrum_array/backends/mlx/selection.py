@@ -19,6 +19,9 @@ from ferrum_array.backends.mlx.window import compute
 __all__ = ["Selection"]
 
 _ALL = slice(None)
+_on = mx.stream
+#: The types of the parts of a key that need no arrays.
+_PLAIN = frozenset((int, slice, type(None), type(Ellipsis)))
 
 
 class _Rows(NamedTuple):
@@ -32,14 +35,19 @@ class Selection(Chapter):
     """``getitem``, ``setitem``, ``take`` and the like."""
 
     def fn_getitem(self, x: mx.array, key: Any) -> mx.array:
-        parts = key if key.__class__ is tuple else (key,)
         s = self.stream
-        if not _has_arrays(parts):
+        if key.__class__ is slice and x.ndim:  # the usual key has the shortest way
+            start, stop, step = key.indices(x.shape[0])
+            if step > 0:
+                with _on(s):  # for this thread, and only here: the operator takes no stream
+                    return x[start:stop:step]
+        parts = key if key.__class__ is tuple else (key,)
+        if _PLAIN.issuperset(map(type, parts)):
             plain = _plain(parts, x.shape)
-            with mx.stream(s):  # for this thread, and only here: the operator takes no stream
+            with _on(s):
                 return x[plain]
         parts = self._on_host(parts)
-        if not _has_arrays(parts):  # 0-d integer arrays are integers
+        if _PLAIN.issuperset(map(type, parts)):  # 0-d integer arrays are integers
             return self.fn_getitem(x, parts)
         along = _single_axis(parts, x.ndim)
         if along is not None:
@@ -57,9 +65,9 @@ class Selection(Chapter):
     def fn_setitem(self, x: mx.array, key: Any, value: mx.array) -> None:
         parts = key if key.__class__ is tuple else (key,)
         s = self.stream
-        if not _has_arrays(parts):
+        if _PLAIN.issuperset(map(type, parts)):
             plain = _plain(parts, x.shape)
-            with mx.stream(s):
+            with _on(s):
                 x[plain] = value
             return
         if len(parts) == 1 and value.ndim == 0 and _is_mask_of(parts[0], x):
@@ -67,12 +75,12 @@ class Selection(Chapter):
             written = mx.where(mask, value, x, stream=s)
         else:
             parts = self._on_host(parts)
-            if not _has_arrays(parts):
+            if _PLAIN.issuperset(map(type, parts)):
                 self.fn_setitem(x, parts, value)
                 return
             rows = _leading(parts, x.shape) or _Rows(x.ndim, _places(parts, x.shape))
             written = self._write_rows(x, rows, value)
-        with mx.stream(s):
+        with _on(s):
             x[...] = written
 
     def _write_rows(self, x: mx.array, rows: _Rows, value: mx.array) -> mx.array:
@@ -87,7 +95,7 @@ class Selection(Chapter):
         if not places.size or not x.size:
             return x
         old = mx.reshape(x, (prod(x.shape[: rows.axes]), *kept), stream=s)
-        with mx.stream(s):
+        with _on(s):
             written = mx.array(old)  # a handle of its own
             written[from_numpy(places)] = new
         return mx.reshape(written, x.shape, stream=s)
@@ -115,10 +123,6 @@ class Selection(Chapter):
         return mx.repeat(x, repeats, axis=axis, stream=self.stream)
 
 
-def _has_arrays(parts: tuple[Any, ...]) -> bool:
-    return any(isinstance(part, (mx.array, np.ndarray, bool)) for part in parts)
-
-
 def _is_mask_of(part: Any, x: mx.array) -> bool:
     return isinstance(part, mx.array) and part.dtype == mx.bool_ and part.shape == x.shape[: part.ndim]
 
@@ -141,8 +145,6 @@ def _expanded(parts: tuple[Any, ...], ndim: int) -> list[Any]:
 
 def _plain(parts: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[Any, ...]:
     """Integers within bounds, slices as MLX reads them, and None."""
-    if len(parts) == 1 and parts[0].__class__ is int and shape:
-        return (_within(parts[0], 0, shape),)
     plain: list[Any] = []
     axis = 0
     for part in _expanded(parts, len(shape)):
@@ -163,9 +165,9 @@ def _within(index: int, axis: int, shape: tuple[int, ...]) -> int:
 
 def _slice(part: slice, length: int) -> slice:
     start, stop, step = part.indices(length)
-    if not range(start, stop, step):
-        return slice(0, 0)
-    return slice(start, None if stop < 0 else stop, step)
+    if step > 0:
+        return slice(start, stop, step)
+    return slice(start, None if stop < 0 else stop, step) if start > stop else slice(0, 0)
 
 
 def _checked(indices: Any, axis: int, length: int) -> Any:

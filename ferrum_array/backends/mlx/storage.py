@@ -26,6 +26,9 @@ __all__ = ["MlxBackend", "indices", "make"]
 
 _DTYPES = {raw: d for d, raw in RAW_DTYPES.items()}
 
+#: The functions of two arrays that are MLX's own.
+DIRECT = BINARY | {"matmul": mx.matmul}
+
 #: The elementwise functions of 16-bit floats that MLX computes in 16 bits.
 _WIDENED = frozenset(("logaddexp",))
 
@@ -48,15 +51,22 @@ class MlxBackend(Elementwise, Arrays, Selection, Reductions, Products, Backend):
     def implement(self, name: str, dtype: Dtype) -> Callable[..., Any]:
         if visits_host(name, dtype):
             return self._visit(name, dtype)
-        maker = getattr(self, f"make_{name}", None)
-        function = getattr(self, f"fn_{name}", None) if maker is None else maker(dtype)
-        if function is None and dtype in (Dtype.F16, Dtype.BF16) and name in _WIDENED:
-            function = self.widened(lambda *args: BINARY[name](*args, stream=self.stream))
+        function = self._own(name, dtype)
         if function is None:
             if name in UNARY:
                 return self._window.unary(UNARY[name], self.stream)
-            return self._window.binary(BINARY[name], self.stream)
+            return self._window.binary(DIRECT[name], self.stream)
+        if name == "getitem":
+            return self._window.recorded_pair(function)
         return self._window.recorded_write(function) if name == "setitem" else self._window.recorded(function)
+
+    def _own(self, name: str, dtype: Dtype) -> Callable[..., Any] | None:
+        """Our function *name*, or None where MLX's is right as it is."""
+        make = getattr(self, f"make_{name}", None)
+        function: Callable[..., Any] | None = getattr(self, f"fn_{name}", None) if make is None else make(dtype)
+        if function is None and name in _WIDENED and dtype in (Dtype.F16, Dtype.BF16):
+            function = self.widened(lambda x1, x2: DIRECT[name](x1, x2, stream=self.stream))
+        return function
 
     def _visit(self, name: str, dtype: Dtype) -> Callable[..., Any]:
         """The function *name* of NumPy storage."""
@@ -73,8 +83,10 @@ class MlxBackend(Elementwise, Arrays, Selection, Reductions, Products, Backend):
         function = self.implement(name, dtype)
         if dtype is Dtype.BOOL:
             return function
-        own = hasattr(self, f"make_{name}") or hasattr(self, f"fn_{name}") or visits_host(name, dtype)
-        return self.with_scalars(function, dtype, as_array=own)
+        own = visits_host(name, dtype) or self._own(name, dtype) is not None
+        if own or not dtype.is_floating:
+            return self.with_scalars(function, dtype, as_array=own)
+        return self._window.binary_of_floats(DIRECT[name], self.stream)
 
     def scalars(self, dtype: Dtype) -> frozenset[type]:
         if dtype.is_integer:

@@ -64,6 +64,19 @@ class Window:
 
         return call
 
+    def recorded_pair(self, function: Callable[[Any, Any], mx.array]) -> Callable[[Any, Any], mx.array]:
+        """*function* of two arguments and one result, which is remembered."""
+        results, flush = self._results, self.flush
+
+        def call(x1: Any, x2: Any) -> mx.array:
+            found = function(x1, x2)
+            results.append(ref(found))
+            if len(results) >= SIZE:
+                flush()
+            return found
+
+        return call
+
     def recorded_write(self, function: Callable[..., None]) -> Callable[..., None]:
         """*function*, which writes to its first argument, remembered as well."""
         results, flush = self._results, self.flush
@@ -94,6 +107,23 @@ class Window:
         results, flush = self._results, self.flush
 
         def call(x1: mx.array, x2: mx.array) -> mx.array:
+            found = function(x1, x2, stream=stream)
+            results.append(ref(found))
+            if len(results) >= SIZE:
+                flush()
+            return found
+
+        return call
+
+    def binary_of_floats(self, function: Callable[..., mx.array], stream: mx.Stream) -> Callable[[Any, Any], mx.array]:
+        """The same for floats, one of which may be a Python number: integers of any size."""
+        results, flush = self._results, self.flush
+
+        def call(x1: Any, x2: Any) -> mx.array:
+            if x2.__class__ is int:
+                x2 = float(x2)
+            elif x1.__class__ is int:
+                x1 = float(x1)
             found = function(x1, x2, stream=stream)
             results.append(ref(found))
             if len(results) >= SIZE:
