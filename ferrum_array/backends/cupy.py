@@ -75,29 +75,40 @@ class CupyBackend(CupyFunctions, CupyLinalg):
             except exhausted as error:
                 raise explain(name, error) from error
 
+        def one(x: Raw) -> Raw:
+            try:
+                return function(x)
+            except exhausted as error:
+                raise explain(name, error) from error
+
         def among_others(*args: Any) -> Any:
             if current() == index:
                 return alone(*args)
             with device:
                 return alone(*args)
 
-        return alone if self._only else among_others
+        if not self._only:
+            return among_others
+        return one if name == "total" or getattr(function, "nin", 0) == 1 else alone
 
     def _pairs(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """Like :meth:`finish`, for two operands: this is on the way of every operator."""
-        exhausted, explain, only = cp.cuda.memory.OutOfMemoryError, self._explain, self._only
+        exhausted, explain = cp.cuda.memory.OutOfMemoryError, self._explain
         index, device, current = self.index, self._device, cp.cuda.runtime.getDevice
 
         def pair(x1: Any, x2: Any) -> Raw:
             try:
-                if only or current() == index:
-                    return function(x1, x2)
-                with device:
-                    return function(x1, x2)
+                return function(x1, x2)
             except exhausted as error:
                 raise explain(name, error) from error
 
-        return pair
+        def pair_among_others(x1: Any, x2: Any) -> Raw:
+            if current() == index:
+                return pair(x1, x2)
+            with device:
+                return pair(x1, x2)
+
+        return pair if self._only else pair_among_others
 
     def _explain(self, name: str, error: BaseException) -> MemoryError:
         free, total = self._device.mem_info

@@ -10,8 +10,10 @@ cuBLAS counts columns first. Row-major memory of X reads there as X transposed, 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from itertools import product
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
 import cupy as cp
 import numpy as np
@@ -94,10 +96,33 @@ def int8_product(left: Raw, right: Raw) -> Raw:
     return _gemm(left, right, np.dtype("int32"), _R_8I, _R_32I, _COMPUTE_32I, "int32")
 
 
-def _layout(x: Raw) -> tuple[int, int] | None:
-    """How cuBLAS reads the matrices of *x*: (0 as they are, 1 transposed; leading dimension), or None if it cannot."""
-    rows, columns = x.shape[-2:]
-    down, right = (step // x.itemsize for step in x.strides[-2:])
+Shape = tuple[int, ...]
+
+
+class _Call(NamedTuple):
+    """One call of cuBLAS, in elements: sizes, readings of the operands, and where each begins and goes on."""
+
+    m: int
+    n: int
+    k: int
+    left: tuple[int, int, int, int]  # transposed or not, leading dimension, first element, step to the next matrix
+    right: tuple[int, int, int, int]
+    out: tuple[int, int]  # first element, step
+    matrices: int  # of the stack; 0 for one product without a stack
+
+
+class _Plan(NamedTuple):
+    """How to compute a product of operands that lie in memory in a certain way."""
+
+    shape: Shape
+    left_stack: Shape | None  # first write the left operand out for these axes
+    right_stack: Shape | None
+    calls: tuple[_Call, ...]
+
+
+def _layout(shape: Shape, steps: Shape) -> tuple[int, int] | None:
+    """How cuBLAS reads such matrices: (0 as they are, 1 transposed; leading dimension), or None if it cannot."""
+    (rows, columns), (down, right) = shape[-2:], steps[-2:]
     if (right == 1 or columns == 1) and (rows == 1 or down >= columns):
         return 0, down if rows > 1 else columns
     if (down == 1 or rows == 1) and (columns == 1 or right >= rows):
@@ -105,15 +130,15 @@ def _layout(x: Raw) -> tuple[int, int] | None:
     return None
 
 
-def _steps(x: Raw, stack: tuple[int, ...]) -> list[int]:
-    """How many elements lie between neighbours along each axis of *stack*; 0 where *x* is broadcast."""
-    own = [0 if n == 1 else step // x.itemsize for n, step in zip(x.shape[:-2], x.strides[:-2], strict=True)]
-    return [0] * (len(stack) - len(own)) + own
+def _spread(shape: Shape, steps: Shape, stack: Shape) -> Shape:
+    """How many elements lie between neighbours along each axis of *stack*; 0 where the operand is broadcast."""
+    own = tuple(0 if n == 1 else step for n, step in zip(shape[:-2], steps[:-2], strict=True))
+    return (0,) * (len(stack) - len(own)) + own
 
 
-def _merged(stack: tuple[int, ...], *steps: list[int]) -> list[tuple[int, ...]]:
+def _merged(stack: Shape, *steps: Shape) -> list[Shape]:
     """The axes of *stack* as (length, step, step, ...), neighbours joined wherever they are one run in every array."""
-    axes: list[tuple[int, ...]] = []
+    axes: list[Shape] = []
     for length, *inner in zip(stack, *steps, strict=True):
         if length == 1:
             continue
@@ -124,65 +149,73 @@ def _merged(stack: tuple[int, ...], *steps: list[int]) -> list[tuple[int, ...]]:
     return axes
 
 
-def _written_out(x: Raw, stack: tuple[int, ...]) -> Raw:
+@lru_cache(maxsize=4096)
+def _plan(left: Shape, left_strides: Shape, right: Shape, right_strides: Shape, itemsize: int) -> _Plan:
+    """The plan for operands of these shapes and strides: made once, because a small product takes less time than it."""
+    (m, k), n = left[-2:], right[-1]
+    stack = tuple(np.broadcast_shapes(left[:-2], right[:-2]))
+    shape = (*stack, m, n)
+    if not prod(shape) or not k:
+        return _Plan(shape, None, None, ())
+    left_steps, right_steps = (tuple(s // itemsize for s in strides) for strides in (left_strides, right_strides))
+    left_reading, right_reading = _layout(left, left_steps), _layout(right, right_steps)
+    if left_reading is None or right_reading is None:
+        return _Plan(shape, None if left_reading else left[:-2], None if right_reading else right[:-2], ())
+    a, b = _spread(left, left_steps, stack), _spread(right, right_steps, stack)
+    out_steps = tuple(prod(shape[i + 1 :]) for i in range(len(stack)))
+    axes = _merged(stack, a, b, out_steps)
+    if len(axes) > 1 and max(axes)[0] * m * n < _FILLS_A_GPU:
+        uneven = [stack if len(_merged(stack, steps)) > 1 else None for steps in (a, b)]
+        return _Plan(shape, uneven[0], uneven[1], ())
+    # One right matrix for all: the stack is more rows, if the rows go on from matrix to matrix.
+    if len(axes) == 1 and axes[0][2] == 0 and left_reading[0] == 0:
+        count, step = axes[0][:2]
+        if (m > 1 and step == m * left_reading[1]) or (m == 1 and step >= k):
+            left_reading = 0, step if m == 1 else left_reading[1]
+            m, axes = m * count, []
+    if not axes:
+        return _Plan(shape, None, None, (_Call(m, n, k, (*left_reading, 0, 0), (*right_reading, 0, 0), (0, 0), 0),))
+    batch = max(axes)
+    others = [axis for axis in axes if axis is not batch]
+    calls = []
+    for place in product(*(range(axis[0]) for axis in others)):
+        first = [sum(i * axis[which] for i, axis in zip(place, others, strict=True)) for which in (1, 2, 3)]
+        operands = (*left_reading, first[0], batch[1]), (*right_reading, first[1], batch[2])
+        calls.append(_Call(m, n, k, *operands, (first[2], batch[3]), batch[0]))
+    return _Plan(shape, None, None, tuple(calls))
+
+
+def _written_out(x: Raw, stack: Shape) -> Raw:
     """*x* for each place of *stack*, in one run of memory; its matrices stay transposed if they are."""
-    reading = _layout(x)
+    reading = _layout(x.shape, tuple(step // x.itemsize for step in x.strides))
     turned = reading is not None and reading[0] == 1
     whole = cp.empty((*stack, *(x.shape[:-3:-1] if turned else x.shape[-2:])), x.dtype)
     whole = whole.swapaxes(-1, -2) if turned else whole
-    whole[...] = x
+    cp.positive(x, out=whole)  # the quickest way to copy and broadcast in one kernel
     return whole
 
 
 def _gemm(left: Raw, right: Raw, dtype: Any, number: int, out_number: int, compute: int, factor: str) -> Raw:
-    m, k = left.shape[-2:]
-    n = right.shape[-1]
-    stack = left.shape[:-2]
-    if stack != right.shape[:-2]:
-        stack = np.broadcast_shapes(stack, right.shape[:-2])
-    out = cp.empty((*stack, m, n), dtype)
-    if not out.size:
-        return out
-    if not k:
-        out.fill(0)
-        return out
-    left, right = (x if _layout(x) else x.copy(order="C") for x in (left, right))
-    axes = _merged(stack, _steps(left, stack), _steps(right, stack), _steps(out, stack)) if stack else []
-    if len(axes) > 1 and max(axes)[0] * m * n < _FILLS_A_GPU:
-        left, right = (
-            x if len(_merged(stack, _steps(x, stack))) < 2 else _written_out(x, stack) for x in (left, right)
-        )
-        axes = _merged(stack, _steps(left, stack), _steps(right, stack), _steps(out, stack))
-    (left_turn, left_ld), (right_turn, right_ld) = _layout(left), _layout(right)  # type: ignore[misc]  # not None now
-    one, zero = _ADDRESSES[factor]
-    handle = device.get_cublas_handle()
-    # One right matrix for all: the stack is more rows, if the rows go on from matrix to matrix.
-    if (
-        len(axes) == 1
-        and axes[0][2] == 0
-        and left_turn == 0
-        and (axes[0][1] == m * left_ld if m > 1 else axes[0][1] >= k)
-    ):
-        left_ld = left_ld if m > 1 else axes[0][1]
-        m, axes = m * axes[0][0], []
-    if not axes:
-        libs.cublas.gemmEx(
-            handle, right_turn, left_turn, n, m, k, one,
-            right.data.ptr, number, right_ld, left.data.ptr, number, left_ld,
-            zero, out.data.ptr, out_number, n, compute, _DEFAULT_ALGORITHM,
-        )  # fmt: skip
-        return out
-    batch = max(axes)
-    others = [axis for axis in axes if axis is not batch]
-    for place in product(*(range(axis[0]) for axis in others)):
-        from_left, from_right, to = (
-            sum(i * axis[which] for i, axis in zip(place, others, strict=True)) for which in (1, 2, 3)
-        )
-        libs.cublas.gemmStridedBatchedEx(
-            handle, right_turn, left_turn, n, m, k, one,
-            right.data.ptr + from_right * right.itemsize, number, right_ld, batch[2],
-            left.data.ptr + from_left * left.itemsize, number, left_ld, batch[1],
-            zero, out.data.ptr + to * out.itemsize, out_number, n, batch[3],
-            batch[0], compute, _DEFAULT_ALGORITHM,
-        )  # fmt: skip
+    plan = _plan(left.shape, left.strides, right.shape, right.strides, left.itemsize)
+    if plan.left_stack is not None or plan.right_stack is not None:
+        left = left if plan.left_stack is None else _written_out(left, plan.left_stack)
+        right = right if plan.right_stack is None else _written_out(right, plan.right_stack)
+        return _gemm(left, right, dtype, number, out_number, compute, factor)
+    if not plan.calls:
+        return cp.zeros(plan.shape, dtype)
+    out = cp.empty(plan.shape, dtype)
+    (one, zero), size, out_size = _ADDRESSES[factor], left.itemsize, out.itemsize
+    handle, cublas = device.get_cublas_handle(), libs.cublas
+    for m, n, k, (turn1, ld1, first1, step1), (turn2, ld2, first2, step2), (first, step), matrices in plan.calls:
+        at1, at2 = left.data.ptr + first1 * size, right.data.ptr + first2 * size
+        if not matrices:
+            cublas.gemmEx(
+                handle, turn2, turn1, n, m, k, one, at2, number, ld2, at1, number, ld1,
+                zero, out.data.ptr, out_number, n, compute, _DEFAULT_ALGORITHM,
+            )  # fmt: skip
+        else:
+            cublas.gemmStridedBatchedEx(
+                handle, turn2, turn1, n, m, k, one, at2, number, ld2, step2, at1, number, ld1, step1,
+                zero, out.data.ptr + first * out_size, out_number, n, step, matrices, compute, _DEFAULT_ALGORITHM,
+            )  # fmt: skip
     return out

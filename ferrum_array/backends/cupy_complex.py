@@ -27,6 +27,18 @@ template <typename T> __device__ T ferrum_log(const T& x) {
     if (isinf(a) || isinf(b)) return T(fabs(isinf(a) ? a : b), atan2(b, a));
     return log(x);
 }
+// Smith's division: the parts of the divisor divide each other first, so that nothing overflows on the way.
+template <typename T> __device__ T ferrum_divide(const T& x, const T& y) {
+    typedef typename T::value_type R;
+    const R a = x.real(), b = x.imag(), c = y.real(), d = y.imag();
+    if (fabs(c) >= fabs(d)) {
+        if (c == 0 && d == 0) return T(a / fabs(c), b / fabs(c));
+        const R t = d / c, s = R(1) / (c + d * t);
+        return T((a + b * t) * s, (b - a * t) * s);
+    }
+    const R t = c / d, s = R(1) / (d + c * t);
+    return T((a * t + b) * s, (b * t - a) * s);
+}
 template <typename T> __device__ T ferrum_reciprocal(const T& x) {
     typedef typename T::value_type R;
     const R a = x.real(), b = x.imag();
@@ -48,22 +60,6 @@ def _two(name: str, code: str) -> Any:
     return cp.ElementwiseKernel("T x, T y", "T z", _PARTS + code, f"ferrum_complex_{name}", preamble=_PREAMBLE)
 
 
-# Smith's division: the parts of the divisor divide each other first, so that nothing overflows on the way.
-_DIVIDE = """
-    const R c = y.real(), d = y.imag();
-    if (fabs(c) >= fabs(d)) {
-        if (c == 0 && d == 0) {
-            const R zero = fabs(c);
-            z = T(a / zero, b / zero);
-        } else {
-            const R t = d / c, s = R(1) / (c + d * t);
-            z = T((a + b * t) * s, (b - a * t) * s);
-        }
-    } else {
-        const R t = c / d, s = R(1) / (d + c * t);
-        z = T((a * t + b) * s, (b * t - a) * s);
-    }
-"""
 _SIGN = """
     const R size = hypot(a, b);
     if (isnan(size) || (isinf(a) && isinf(b))) {
@@ -82,14 +78,14 @@ _POWER = """
     if (c == 0 && d == 0) {
         z = T(1);
     } else if (a == 0 && b == 0) {
-        z = c > 0 && d == 0 ? T(0) : T(R(0) / b, R(0) / b);
+        z = c > 0 ? T(0) : T(R(0) / b, R(0) / b);
     } else if (d == 0 && n == c) {
         T product(1), factor = x;
         for (int k = n < 0 ? -n : n; k; k >>= 1) {
             if (k & 1) product = product == T(1) ? factor : product * factor;
             if (k > 1) factor = factor * factor;
         }
-        z = n < 0 ? ferrum_reciprocal(product) : product;
+        z = n < 0 ? ferrum_divide(T(1), product) : product;
     } else {
         z = exp(y * ferrum_log(x));
     }
@@ -97,7 +93,7 @@ _POWER = """
 
 #: function -> its kernel for complex operands
 KERNELS: Final[dict[str, Any]] = {
-    "divide": _two("divide", _DIVIDE),
+    "divide": _two("divide", "z = ferrum_divide(x, y);"),
     "pow": _two("pow", _POWER),
     "reciprocal": _one("reciprocal", "z = ferrum_reciprocal(x);"),
     "sign": _one("sign", _SIGN),

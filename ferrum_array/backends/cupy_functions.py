@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from math import prod
+from operator import index
 from typing import Any
 
 import cupy as cp
@@ -18,6 +19,8 @@ __all__ = ["CupyFunctions"]
 
 _INFINITY = {"float16": 0x7C00, "bfloat16": 0x7F80, "float32": 0x7F800000, "float64": 0x7FF0000000000000}
 _IN_ORDER = 1024  # factors that one thread multiplies
+_OF_SLICES = frozenset((int, type(None)))
+_FAR = 1 << 62
 
 Axes = tuple[int, ...]
 
@@ -183,7 +186,8 @@ class CupyFunctions(SharedBackend):
         """Integers that sort as *x* shall: all NaN last, or first when descending."""
         infinity = _INFINITY.get(x.dtype.name)
         if infinity is not None:
-            return cupy_kernels.SORT_KEY(cp.ascontiguousarray(x.view(f"i{x.itemsize}")), infinity, descending)
+            bits = x.view(f"i{x.itemsize}")
+            return cupy_kernels.SORT_KEY(cp.ascontiguousarray(bits) if x.ndim else bits, infinity, descending)
         x = cp.ascontiguousarray(x) if x.ndim else x  # CuPy sorts nothing else
         if x.dtype.kind == "b":
             x = x.view("uint8")
@@ -265,18 +269,30 @@ class CupyFunctions(SharedBackend):
         return cp.diagonal(x, k, x.ndim - 2, x.ndim - 1)
 
     def fn_getitem(self, x: Raw, key: Any) -> Raw:
-        if key.__class__ is not slice and key.__class__ is not int:
+        if key.__class__ is not int:
             x, key = self._plain_key(x, key)
-        return x[key]
+        try:
+            return x[key]
+        except OverflowError:
+            return x[_near(key)]
 
     def fn_setitem(self, x: Raw, key: Any, value: Raw) -> None:
         x, key = self._plain_key(x, key)
-        x[key] = value
+        try:
+            x[key] = value
+        except OverflowError:
+            x[_near(key)] = value
 
     def _plain_key(self, x: Raw, key: Any) -> tuple[Raw, Any]:
         """*x* (or a view of it) and a key for it, with masks as places and integer arrays checked."""
         parts = key if key.__class__ is tuple else (key,)
-        if not any(isinstance(part, (cp.ndarray, bool)) for part in parts):
+        for part in parts:
+            if part.__class__ is slice:
+                if not {part.start.__class__, part.stop.__class__, part.step.__class__} <= _OF_SLICES:
+                    break
+            elif part.__class__ is not int and part is not None and part is not Ellipsis:
+                break
+        else:
             return x, key
         plain: list[Any] = []
         bounds: list[tuple[Raw, int]] = []
@@ -297,15 +313,18 @@ class CupyFunctions(SharedBackend):
                 axis += 1
             elif isinstance(part, cp.ndarray) and part.dtype.kind == "b":
                 held = tuple(shape[axis : axis + part.ndim])
-                if part.shape != held:
+                if len(held) < part.ndim or any(n not in (0, h) for n, h in zip(part.shape, held, strict=True)):
                     raise IndexError(f"a boolean index of shape {part.shape} does not fit axes of lengths {held}")
                 plain.extend(self.fn_nonzero(part))
                 axis += part.ndim
             else:
                 if isinstance(part, cp.ndarray):
                     bounds.append((part, shape[axis]))
+                if isinstance(part, slice):
+                    part = slice(*(None if n is None else index(n) for n in (part.start, part.stop, part.step)))
                 plain.append(part)
                 axis += 1
+        _check_arrays([part for part in plain if isinstance(part, cp.ndarray)])
         _check_bounds(bounds)
         return x, tuple(plain)
 
@@ -317,6 +336,27 @@ def _either(condition: bool, yes: Callable[..., Raw], no: Callable[..., Raw]) ->
 def _bits(one: np.ndarray[Any, Any]) -> int:
     """The bits of one number, as an unsigned integer of its size."""
     return int.from_bytes(one.tobytes(), "little")
+
+
+def _near(key: Any) -> Any:
+    """*key* with numbers that CuPy can hold: a slice may go far beyond any axis, an index may not."""
+    parts = key if key.__class__ is tuple else (key,)
+    near = []
+    for part in parts:
+        if part.__class__ is int and not -_FAR < part < _FAR:
+            raise IndexError(f"index {part} is out of bounds for every axis")
+        if part.__class__ is slice:
+            part = slice(*(n if n is None else max(-_FAR, min(n, _FAR)) for n in (part.start, part.stop, part.step)))
+        near.append(part)
+    return tuple(near)
+
+
+def _check_arrays(arrays: list[Raw]) -> None:
+    """Raise IndexError if arrays of indices do not broadcast: that is the key's fault, not that of what it indexes."""
+    try:
+        np.broadcast_shapes(*(one.shape for one in arrays))
+    except ValueError:
+        raise IndexError(f"indices of shapes {', '.join(str(one.shape) for one in arrays)} do not broadcast") from None
 
 
 def _axes_taken(part: Any) -> int:
