@@ -153,6 +153,8 @@ def _merged(stack: Shape, *steps: Shape) -> list[Shape]:
 def _plan(left: Shape, left_strides: Shape, right: Shape, right_strides: Shape, itemsize: int) -> _Plan:
     """The plan for operands of these shapes and strides: made once, because a small product takes less time than it."""
     (m, k), n = left[-2:], right[-1]
+    if right[-2] != k:
+        raise ValueError(f"matrices of shapes {left[-2:]} and {right[-2:]} have no product")
     stack = tuple(np.broadcast_shapes(left[:-2], right[:-2]))
     shape = (*stack, m, n)
     if not prod(shape) or not k:
