@@ -45,9 +45,11 @@ _BLOCK = {"cpu": 1 << 16}
 
 def _polynomial(coefficients: tuple[float, ...], t: Tensor) -> Tensor:
     """The polynomial in *t*, lowest power first, by Horner's rule."""
-    value = t * coefficients[-1] + coefficients[-2]
+    value = t * coefficients[-1]
+    value += coefficients[-2]
     for coefficient in coefficients[-3::-1]:
-        value = value * t + coefficient
+        value *= t
+        value += coefficient
     return value
 
 
@@ -56,8 +58,15 @@ def _gelu(x: Tensor) -> Tensor:
     # left tail keeps its relative accuracy, which x * (1 + erf) / 2 loses.
     numerator, denominator, limit = _TAIL_F64 if x.dtype is fa.float64 else _TAIL_F32
     t = fa.minimum(fa.abs(x), limit)
-    tail = _polynomial(numerator, t) / _polynomial(denominator, t) * t * fa.exp(t * t * -0.5)
-    return fa.maximum(x, 0.0) - tail
+    tail = _polynomial(numerator, t)
+    tail /= _polynomial(denominator, t)
+    tail *= t
+    t *= t
+    t *= -0.5
+    tail *= fa.exp(t)
+    result = fa.maximum(x, 0.0)
+    result -= tail
+    return result
 
 
 def _over_one_plus_exp(x: Tensor, u: Tensor) -> Tensor:

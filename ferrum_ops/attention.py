@@ -149,16 +149,12 @@ def _check_operands(q: Tensor, k: Tensor, v: Tensor) -> None:
         alike("attention", q, what, x)
     given = f"got q {describe(q)}, k {describe(k)}, v {describe(v)}"
     if q.shape[:-3] != k.shape[:-3] or k.shape[:-1] != v.shape[:-1]:
-        raise ValueError(
-            f"attention: q, k and v must share the axes before T, k and v also T and heads; {given}"
-        )
+        raise ValueError(f"attention: q, k and v must share the axes before T, k and v also T and heads; {given}")
     if q.shape[-1] != k.shape[-1]:
         raise ValueError(f"attention: q and k must share the head dimension; {given}")
     heads, key_heads = q.shape[-2], k.shape[-2]
     if not key_heads or heads % key_heads:
-        raise ValueError(
-            f"attention: {heads} query heads are not a multiple of {key_heads} key heads; {given}"
-        )
+        raise ValueError(f"attention: {heads} query heads are not a multiple of {key_heads} key heads; {given}")
 
 
 def _scale(scale: float | None, q: Tensor) -> float:
@@ -180,9 +176,7 @@ def _check_options(options: _Options, q: Tensor) -> None:
                 f"itself, got {window!r}"
             )
         if not options.causal:
-            raise ValueError(
-                f"attention: window={window} looks back from each token and needs causal=True"
-            )
+            raise ValueError(f"attention: window={window} looks back from each token and needs causal=True")
     if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
         raise ValueError(f"attention: softcap must be finite and above 0, or None, got {softcap}")
     if sinks is not None:
@@ -190,8 +184,7 @@ def _check_options(options: _Options, q: Tensor) -> None:
         alike("attention", q, "sinks", sinks, dtype=False)
         if sinks.shape != (q.shape[-2],):
             raise ValueError(
-                f"attention: sinks must have one entry for each of {q.shape[-2]} heads, "
-                f"got {describe(sinks)}"
+                f"attention: sinks must have one entry for each of {q.shape[-2]} heads, got {describe(sinks)}"
             )
 
 
@@ -201,15 +194,11 @@ def _checked_bias(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
     want = (*q.shape[:-3], q.shape[-2], q.shape[-3], k.shape[-3])
     short = len(want) - bias.ndim
     if short < 0 or any(n not in (1, m) for n, m in zip(bias.shape, want[short:], strict=True)):
-        raise ValueError(
-            f"attention: bias must broadcast to [..., H, Tq, Tk], {want}, got {describe(bias)}"
-        )
+        raise ValueError(f"attention: bias must broadcast to [..., H, Tq, Tk], {want}, got {describe(bias)}")
     return bias.reshape(*(1,) * short, *bias.shape)
 
 
-def _check_meta(
-    meta: SequenceMeta, q: Tensor, k: Tensor, bias: Tensor | None, options: _Options
-) -> None:
+def _check_meta(meta: SequenceMeta, q: Tensor, k: Tensor, bias: Tensor | None, options: _Options) -> None:
     if meta.block_tables is not None or meta.slots is not None:
         raise ValueError(
             "attention: k and v are packed here, but meta has block_tables or slots, "
@@ -217,8 +206,7 @@ def _check_meta(
         )
     if bias is not None:
         raise ValueError(
-            "attention: bias and meta together are not defined, because packed sequences "
-            "have no common [Tq, Tk]"
+            "attention: bias and meta together are not defined, because packed sequences have no common [Tq, Tk]"
         )
     keys = sum(meta.key_lengths)
     if q.ndim != 3 or q.shape[0] != meta.tokens or k.shape[0] != keys:
@@ -236,18 +224,14 @@ def _check_meta(
 # The work.
 
 
-def _packed(
-    q: Tensor, k: Tensor, v: Tensor, meta: SequenceMeta, options: _Options
-) -> tuple[Tensor, Tensor]:
+def _packed(q: Tensor, k: Tensor, v: Tensor, meta: SequenceMeta, options: _Options) -> tuple[Tensor, Tensor]:
     results, sums = [], []
     for run in meta.runs:
         rows = run.sequences * run.query_length
         many = slice(run.query, run.query + rows)
         seen = slice(run.key, run.key + run.sequences * run.key_length)
         queries = q[many].reshape(run.sequences, run.query_length, *q.shape[1:])
-        keys, values = (
-            x[seen].reshape(run.sequences, run.key_length, *x.shape[1:]) for x in (k, v)
-        )
+        keys, values = (x[seen].reshape(run.sequences, run.key_length, *x.shape[1:]) for x in (k, v))
         result, lse = _dense(queries, keys, values, None, options)
         results.append(result.reshape(rows, *result.shape[2:]))
         sums.append(lse.reshape(rows, *lse.shape[2:]))
@@ -258,9 +242,7 @@ def _packed(
     return fa.concat(results), fa.concat(sums)
 
 
-def _dense(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: _Options
-) -> tuple[Tensor, Tensor]:
+def _dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: _Options) -> tuple[Tensor, Tensor]:
     """The result [..., Tq, H, Dv] and log-sum-exp [..., Tq, H], by blocks of queries."""
     count, heads, _ = q.shape[-3:]
     length, key_heads, _ = k.shape[-3:]
@@ -323,7 +305,8 @@ def _block(
         new_top = fa.maximum(top, fa.max(scores, axis=-1, keepdims=True))
         # where all is -inf, exp(-inf - 0) is the 0 that is wanted and exp(-inf + inf) a NaN
         base = fa.where(new_top == -math.inf, 0.0, new_top)
-        weights = fa.exp(scores - base)
+        scores -= base
+        weights = fa.exp(scores)
         weights_grouped = weights.reshape(*q.shape[:-1], tile.stop - tile.start)
         read = (weights_grouped @ v[..., keys, :]).reshape(result.shape)
         sum_ = fa.sum(weights, axis=-1, keepdims=True)
@@ -337,9 +320,7 @@ def _block(
     return result / fa.where(nothing, 1.0, total), fa.where(nothing, -math.inf, top + fa.log(total))
 
 
-def _mask(
-    tile: Tile, first: int, last: int, offset: int, window: int | None, like: Tensor
-) -> Tensor:
+def _mask(tile: Tile, first: int, last: int, offset: int, window: int | None, like: Tensor) -> Tensor:
     """Which keys of the tile each query sees, [Tq, tile], as ``planning.visible`` says."""
     place = fa.arange(first + offset, last + offset, device=like.device).reshape(last - first, 1)
     keys = fa.arange(tile.start, tile.stop, device=like.device)

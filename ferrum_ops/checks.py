@@ -21,14 +21,10 @@ def floating(op: str, what: str, x: object) -> Tensor:
         TypeError: naming the op, the argument and what came.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(
-            f"{op}: {what} must be a Tensor, got {type(x).__name__}; "
-            "make one with ferrum_array.asarray"
-        )
+        raise TypeError(f"{op}: {what} must be a Tensor, got {type(x).__name__}; make one with ferrum_array.asarray")
     if not x.dtype.is_floating:
         raise TypeError(
-            f"{op}: {what} must be real floating-point, got {describe(x)}; "
-            "convert it with astype('float32')"
+            f"{op}: {what} must be real floating-point, got {describe(x)}; convert it with astype('float32')"
         )
     return x
 
@@ -60,8 +56,7 @@ def last_axis(op: str, x: Tensor, what: str, vector: Tensor) -> None:
     """
     if vector.ndim != 1 or vector.shape[0] != x.shape[-1]:
         raise ValueError(
-            f"{op}: {what} must have shape ({x.shape[-1]},), as the last axis of {describe(x)}, "
-            f"got {describe(vector)}"
+            f"{op}: {what} must have shape ({x.shape[-1]},), as the last axis of {describe(x)}, got {describe(vector)}"
         )
 
 

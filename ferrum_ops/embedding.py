@@ -50,7 +50,5 @@ def embedding(table: Tensor, ids: Tensor, *, scale: float | None = None) -> Tens
             )
     rows = fa.take(table, ids.reshape(ids.size), axis=0)
     if scale is not None:
-        rows = (rows.astype(accumulator(table.dtype), copy=False) * float(scale)).astype(
-            table.dtype, copy=False
-        )
+        rows = (rows.astype(accumulator(table.dtype), copy=False) * float(scale)).astype(table.dtype, copy=False)
     return rows.reshape(*ids.shape, table.shape[1])

@@ -34,19 +34,14 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, *, dtype: Any = Non
     floating("linear", "w", w)
     alike("linear", x, "w", w)
     if not x.ndim or w.ndim != 2 or x.shape[-1] != w.shape[1]:
-        raise ValueError(
-            f"linear: x [..., K] and w [N, K] must share K, got {describe(x)} and {describe(w)}"
-        )
+        raise ValueError(f"linear: x [..., K] and w [N, K] must share K, got {describe(x)} and {describe(w)}")
     out = x.dtype if dtype is None else _result(dtype)
     wide = accumulator(x.dtype)
     if bias is not None:
         floating("linear", "bias", bias)
         alike("linear", x, "bias", bias, dtype=bias.dtype is not wide)
         if bias.shape != (w.shape[0],):
-            raise ValueError(
-                f"linear: bias must have shape ({w.shape[0]},) for w {describe(w)}, "
-                f"got {describe(bias)}"
-            )
+            raise ValueError(f"linear: bias must have shape ({w.shape[0]},) for w {describe(w)}, got {describe(bias)}")
 
     # One 2-D product: a stack of small ones would be slower, and w.T costs nothing.
     rows = x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -55,7 +50,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor | None = None, *, dtype: Any = Non
     else:
         y = rows.astype(wide, copy=False) @ w.astype(wide, copy=False).T
         if bias is not None:
-            y = y + bias.astype(wide, copy=False)
+            y += bias.astype(wide, copy=False)
         y = y.astype(out, copy=False)
     return y if x.ndim == 2 else y.reshape(*x.shape[:-1], w.shape[0])
 

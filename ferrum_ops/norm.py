@@ -74,20 +74,15 @@ def layer_norm(
         floating("layer_norm", "residual", residual)
         alike("layer_norm", x, "residual", residual, dtype=False)
         if residual.shape != x.shape:
-            raise ValueError(
-                f"layer_norm: residual must have the shape of x {describe(x)}, "
-                f"got {describe(residual)}"
-            )
-        total = (x.astype(wide, copy=False) + residual.astype(wide, copy=False)).astype(
-            residual.dtype, copy=False
-        )
+            raise ValueError(f"layer_norm: residual must have the shape of x {describe(x)}, got {describe(residual)}")
+        total = (x.astype(wide, copy=False) + residual.astype(wide, copy=False)).astype(residual.dtype, copy=False)
 
     y = (x if total is None else total).astype(wide, copy=False)
     y = y - fa.mean(y, axis=-1, keepdims=True)
-    y = y / fa.sqrt(fa.mean(y * y, axis=-1, keepdims=True) + float(eps))
+    y /= fa.sqrt(fa.mean(y * y, axis=-1, keepdims=True) + float(eps))
     if w is not None:
-        y = y * w.astype(wide, copy=False)
+        y *= w.astype(wide, copy=False)
     if b is not None:
-        y = y + b.astype(wide, copy=False)
+        y += b.astype(wide, copy=False)
     y = y.astype(x.dtype, copy=False)
     return y if total is None else (y, total)

@@ -64,8 +64,7 @@ def tiles(
     def masked(start: int, stop: int) -> bool:
         # the corners decide: the first query with the last key, the last query with the first key
         return not (
-            visible(first, stop - 1, offset, causal, window)
-            and visible(last - 1, start, offset, causal, window)
+            visible(first, stop - 1, offset, causal, window) and visible(last - 1, start, offset, causal, window)
         )
 
     bounds = ((start, min(start + block, high)) for start in range(low, high, block))

@@ -48,9 +48,7 @@ class SequenceMeta:
     def __post_init__(self) -> None:
         starts = self.cu_seqlens
         if not starts or starts[0] != 0 or any(b < a for a, b in pairwise(starts)):
-            raise ValueError(
-                f"SequenceMeta: cu_seqlens must begin with 0 and never decrease, got {starts}"
-            )
+            raise ValueError(f"SequenceMeta: cu_seqlens must begin with 0 and never decrease, got {starts}")
         sequences, tokens = len(starts) - 1, starts[-1]
         for name, want, unit in (
             ("positions", tokens, "token"),
@@ -60,9 +58,7 @@ class SequenceMeta:
         ):
             value = getattr(self, name)
             if value is not None and len(value) != want:
-                raise ValueError(
-                    f"SequenceMeta: {name} needs one entry per {unit}, {want}, got {len(value)}"
-                )
+                raise ValueError(f"SequenceMeta: {name} needs one entry per {unit}, {want}, got {len(value)}")
         for name in ("positions", "kv_lens"):
             value = getattr(self, name)
             if value is not None and any(number < 0 for number in value):
