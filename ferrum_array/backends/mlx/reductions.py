@@ -13,7 +13,7 @@ from ferrum_array.dtype import Dtype
 __all__ = ["Reductions"]
 
 #: Sums of more numbers than this are taken in pieces, then of the pieces: MLX's CPU adds one by one, and errors add up.
-_PIECE = 4096
+_PIECE = 256
 
 
 class Reductions(Chapter):
