@@ -309,18 +309,14 @@ def test_conversion_between_all_floats(device: fa.Device) -> None:
     property_()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", HALVES)
-def test_matmul_of_halves_costs_about_a_float32_one(dtype: fa.Dtype) -> None:
-    """A 16-bit product is a float32 one and two conversions; NumPy's own is hundreds of times slower."""
-
-    def best(kind: fa.Dtype) -> float:
-        x = fa.full((512, 512), 0.5, dtype=kind)
-        times = []
-        for _ in range(7):
+def test_matmul_of_halves_is_no_loop(dtype: fa.Dtype) -> None:
+    """A 16-bit product is a float32 one and two conversions; NumPy's own float16 takes hundreds of times as long."""
+    pairs = [fa.full((512, 512), 0.5, dtype=d) for d in (dtype, fa.float32)]
+    times: list[list[float]] = [[], []]
+    for _ in range(10):  # by turns, so that a busy machine slows both
+        for x, found in zip(pairs, times, strict=True):
             start = time.perf_counter()
             x @ x
-            times.append(time.perf_counter() - start)
-        return min(times)
-
-    assert best(dtype) < 5 * best(fa.float32)
+            found.append(time.perf_counter() - start)
+    assert min(times[0]) < 20 * min(times[1])
