@@ -22,13 +22,14 @@ EXAMPLES ?= 500
 SEEDS ?= 0 1 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit conformance bench format clean
+.PHONY: help demo test lint unit conformance bench format clean test-cuda
 
 help:
 	@echo "make demo         set up, then embed sentences with a real model"
 	@echo "make test         set up, then lint and run every test that this machine can run"
 	@echo "make lint         ruff and mypy"
 	@echo "make unit         the tests alone (JOBS=2)"
+	@echo "make test-cuda    the tests that need a CUDA device, and what its products and calls cost"
 	@echo "make format       let ruff rewrite the sources"
 	@echo "make conformance  the array API suite: SUITE=path [DEVICE=cpu] [EXAMPLES=500] [SEEDS='0 1 2']"
 	@echo "make bench        cost per call on small tensors, against other libraries"
@@ -62,6 +63,11 @@ lint: $(VENV)/.dev
 
 unit: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS)
+
+test-cuda: $(VENV)/.dev
+	$(PIP) --editable '.[cuda]'
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m cuda tests/array tests/ops
+	$(BIN)/python benchmarks/matmul_cuda.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(SOURCES)

@@ -44,6 +44,10 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *, copy: bool | None = Non
         Tensor([[0, 1],
                 [2, 3]])
     """
+    if copy is None and x.__class__ is Tensor and shape.__class__ is tuple and set(map(type, shape)) == {int}:
+        size: int = x._data.size
+        if min(shape) >= 0 and prod(shape) == size:
+            return _view(x, shape)  # nothing to work out
     x = tensor("reshape", x)
     wanted = integers("reshape", "a length in the shape", shape)
     known = prod(n for n in wanted if n != -1)

@@ -44,7 +44,8 @@ def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     """
     if x1.__class__ is x2.__class__ is Tensor and x1._spec is x2._spec and x1._spec.dtype is not Dtype.BOOL:
         a, b = x1._data.shape, x2._data.shape
-        if len(a) > 1 < len(b) and a[-1] == b[-2] and (len(a) == 2 or len(b) == 2 or a[:-2] == b[:-2]):
+        fits = len(a) > 1 < len(b) and a[-1] == b[-2]
+        if fits and (a[:-2] == b[:-2] or 2 in (len(a), len(b)) or _joins(a[:-2], b[:-2])):
             return wrap(x1._spec.call["matmul"](x1._data, x2._data), x1._spec)  # nothing to check or to convert
     x1, x2 = tensor("matmul", x1, "x1"), tensor("matmul", x2, "x2")
     spec, (left, right) = unify("matmul", x1, x2)
@@ -59,6 +60,10 @@ def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
         )
     broadcast("matmul (stacks)", x1.shape[:-2], x2.shape[:-2])
     return wrap(spec.call["matmul"](left, right), spec)
+
+
+def _joins(a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return len(a) == len(b) and all(p == q or 1 in (p, q) for p, q in zip(a, b, strict=True))
 
 
 def numeric(name: str, spec: Spec) -> None:

@@ -134,7 +134,8 @@ def where(condition: Tensor, x1: Operand, x2: Operand, /) -> Tensor:
     if (
         condition.__class__ is x1.__class__ is x2.__class__ is Tensor
         and x1._spec is x2._spec
-        and condition._spec is spec_of(Dtype.BOOL, x1._spec.device)
+        and condition._spec.dtype is Dtype.BOOL
+        and condition._spec.device is x1._spec.device
         and condition._data.shape == x1._data.shape == x2._data.shape
     ):
         return wrap(x1._spec.call["where"](condition._data, x1._data, x2._data), x1._spec)  # nothing to check

@@ -189,11 +189,15 @@ def _plan(left: Shape, left_strides: Shape, right: Shape, right_strides: Shape, 
 
 def _written_out(x: Raw, stack: Shape) -> Raw:
     """*x* for each place of *stack*, in one run of memory; its matrices stay transposed if they are."""
-    reading = _layout(x.shape, tuple(step // x.itemsize for step in x.strides))
-    turned = reading is not None and reading[0] == 1
-    whole = cp.empty((*stack, *(x.shape[:-3:-1] if turned else x.shape[-2:])), x.dtype)
-    whole = whole.swapaxes(-1, -2) if turned else whole
-    cp.positive(x, out=whole)  # the quickest way to copy and broadcast in one kernel
+    size = x.itemsize
+    reading = _layout(x.shape, tuple(step // size for step in x.strides))
+    if reading is not None and reading[0] == 1:
+        return _written_out(x.swapaxes(-1, -2), stack).swapaxes(-1, -2)
+    whole = cp.empty((*stack, *x.shape[-2:]), x.dtype)
+    whole_rows, rows = whole, x
+    if size < 8 and x.strides[-1] == size and not any(n % 8 for n in (x.shape[-1] * size, x.data.ptr, *x.strides[:-1])):
+        whole_rows, rows = whole.view("uint64"), x.view("uint64")  # a thread of the copy moves one element
+    cp.positive(rows, out=whole_rows)
     return whole
 
 

@@ -286,6 +286,8 @@ class CupyFunctions(SharedBackend):
     def _plain_key(self, x: Raw, key: Any) -> tuple[Raw, Any]:
         """*x* (or a view of it) and a key for it, with masks as places and integer arrays checked."""
         parts = key if key.__class__ is tuple else (key,)
+        if len(parts) > x.ndim and sum(map(_axes_taken, parts)) > x.ndim:
+            raise IndexError(f"{sum(map(_axes_taken, parts))} indices were given for a tensor of {x.ndim} axes")
         for part in parts:
             if part.__class__ is slice:
                 if not {part.start.__class__, part.stop.__class__, part.step.__class__} <= _OF_SLICES:
@@ -361,7 +363,7 @@ def _check_arrays(arrays: list[Raw]) -> None:
 
 def _axes_taken(part: Any) -> int:
     """How many axes a part of a key stands for."""
-    if part is None or isinstance(part, bool):
+    if part is None or part is Ellipsis or isinstance(part, bool):
         return 0
     return part.ndim if isinstance(part, cp.ndarray) and part.dtype.kind == "b" else 1
 

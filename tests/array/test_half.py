@@ -219,6 +219,8 @@ def test_one_operand_is_the_rounded_exact_result(name: str, dtype: fa.Dtype, dev
 
     @given(tensors(dtype, (5,), device=device))
     def property_(x: fa.Tensor) -> None:
+        if device.kind == "cuda" and dtype is fa.bfloat16:  # CuPy's arithmetic takes those below the normal for zero
+            x = fa.where(fa.abs(x) < fa.finfo(dtype).smallest_normal, fa.zeros_like(x), x)
         numpy_name = {"acos": "arccos", "asin": "arcsin", "atan": "arctan", "acosh": "arccosh", "asinh": "arcsinh",
                       "atanh": "arctanh", "pow": "power"}.get(name, name)  # fmt: skip
         with np.errstate(all="ignore"):
@@ -226,7 +228,8 @@ def test_one_operand_is_the_rounded_exact_result(name: str, dtype: fa.Dtype, dev
             rounded = wanted.astype(NP[dtype]).astype(np.float64)
         found = wide(getattr(fa, name)(x))
         limits = fa.finfo(dtype)
-        step = np.maximum(np.abs(rounded) * limits.eps, limits.smallest_normal * limits.eps)
+        least = limits.smallest_normal * (1 if device.kind == "cuda" else limits.eps)
+        step = np.maximum(np.abs(rounded) * limits.eps, least)
         step = np.where(np.abs(rounded) >= limits.max, np.inf, step)  # the neighbour of inf is max
         good = (found == rounded) | (np.isnan(found) & np.isnan(rounded))
         good |= np.abs(np.nan_to_num(found) - np.nan_to_num(rounded)) <= step
