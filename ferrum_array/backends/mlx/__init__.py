@@ -4,7 +4,8 @@ MLX is lazy and functional: an operation makes a node of a graph, and an array o
 ``x[key] = value`` replaces. So two handles never see each other's writes; only an object that two tensors hold must
 be copied before one of them writes, and that copy moves no memory. What the adapter adds:
 
-* ``elementwise``, ``arrays``, ``selection``, ``reductions``, ``products``: the raw functions, with MLX's gaps filled;
+* ``elementwise``, ``arrays``, ``selection``, ``reductions``, ``products``, ``transforms``: the raw functions, with
+  MLX's gaps filled;
 * ``visits``: the one table of functions that are computed on the host, by NumPy storage, and why;
 * ``window``: an upper limit for the number of operations that wait to be computed.
 """

@@ -17,6 +17,7 @@ from ferrum_array.backends.mlx.elementwise import BINARY, UNARY, Elementwise
 from ferrum_array.backends.mlx.products import Products
 from ferrum_array.backends.mlx.reductions import Reductions
 from ferrum_array.backends.mlx.selection import Selection
+from ferrum_array.backends.mlx.transforms import Transforms
 from ferrum_array.backends.mlx.visits import visits_host
 from ferrum_array.backends.mlx.window import Window, compute
 from ferrum_array.backends.numpy import NumpyBackend
@@ -33,7 +34,7 @@ DIRECT = BINARY | {"matmul": mx.matmul}
 _WIDENED = frozenset(("logaddexp",))
 
 
-class MlxBackend(Elementwise, Arrays, Selection, Reductions, Products, Backend):
+class MlxBackend(Elementwise, Arrays, Selection, Reductions, Products, Transforms, Backend):
     """MLX's functions with the standard's semantics, on the CPU or the GPU."""
 
     library = "MLX"

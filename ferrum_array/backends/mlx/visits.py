@@ -43,11 +43,6 @@ VISITS: tuple[Visit, ...] = (
     ),
     Visit(("arange", "linspace"), EVERY, "MLX makes them in 32 bits; on the host they are exact, in 64"),
     Visit(_LAPACK, EVERY, "MLX lacks some, and returns numbers where there is no answer"),
-    Visit(
-        ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft"),
-        EVERY,
-        "MLX lacks two of them, and computes float64 in 32 bits",
-    ),
     Visit(("matmul", "vecdot", "einsum"), INTEGERS, "MLX multiplies matrices of floats only"),
     Visit(("hypot", "nextafter"), FLOATS, "MLX has none"),
     Visit(("exp", "sin", "cos", "logaddexp"), DOUBLE, "MLX computes them to the precision of float32"),
