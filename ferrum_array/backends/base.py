@@ -116,7 +116,7 @@ class Backend(ABC):
         """The contents as a NumPy array; ValueError if it must copy but may not."""
 
     def from_peer(self, raw: Raw, source: Backend) -> Raw:
-        """A raw array with the contents of *raw*, which lies on the device of *source*: through the host, if need be."""
+        """A raw array with the contents of *raw* on the device of *source*: through the host, if need be."""
         return self.from_host(source.to_host(raw, copy=None), copy=None)
 
     @abstractmethod
