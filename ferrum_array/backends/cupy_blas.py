@@ -195,8 +195,12 @@ def _written_out(x: Raw, stack: Shape) -> Raw:
         return _written_out(x.swapaxes(-1, -2), stack).swapaxes(-1, -2)
     whole = cp.empty((*stack, *x.shape[-2:]), x.dtype)
     whole_rows, rows = whole, x
-    if size < 8 and x.strides[-1] == size and not any(n % 8 for n in (x.shape[-1] * size, x.data.ptr, *x.strides[:-1])):
-        whole_rows, rows = whole.view("uint64"), x.view("uint64")  # a thread of the copy moves one element
+    if x.strides[-1] == size:
+        apart = (x.shape[-1] * size, x.data.ptr, *x.strides[:-1])
+        for wide, name in ((16, "complex128"), (8, "uint64")):  # a thread of the copy moves one element
+            if size < wide and not any(n % wide for n in apart):
+                whole_rows, rows = whole.view(name), x.view(name)
+                break
     cp.positive(rows, out=whole_rows)
     return whole
 
