@@ -83,36 +83,32 @@ class Elementwise(Chapter):
         if not dtype.is_integer:
             return self._float_remainder(dtype)
         zero, one = (self.constant(n, dtype) for n in (0, 1))
-        safe = self._safe_divisor(dtype)
+        trivial = self._trivial_divisor(dtype)
 
         def remainder(x1: mx.array, x2: mx.array) -> mx.array:
-            trivial, divisor = safe(x2)
-            return mx.where(
-                trivial, zero, mx.remainder(x1, mx.where(trivial, one, divisor, stream=s), stream=s), stream=s
-            )
+            nothing = trivial(x2)
+            return mx.where(nothing, zero, mx.remainder(x1, mx.where(nothing, one, x2, stream=s), stream=s), stream=s)
 
         return remainder
 
-    def _safe_divisor(self, dtype: Dtype) -> Callable[[mx.array], tuple[mx.array, mx.array]]:
-        """Where a divisor is 0 or -1, and the divisors."""
+    def _trivial_divisor(self, dtype: Dtype) -> Callable[[mx.array], mx.array]:
+        """Where a divisor is 0, or -1, by which the least integer has no quotient."""
         s = self.stream
         zero = self.constant(0, dtype)
         if dtype.kind == "unsigned integer":
-            return lambda x: (mx.equal(x, zero, stream=s), x)
+            return lambda x: mx.equal(x, zero, stream=s)
         minus = self.constant(-1, dtype)
-        return lambda x: (mx.logical_or(mx.equal(x, zero, stream=s), mx.equal(x, minus, stream=s), stream=s), x)
+        return lambda x: mx.logical_or(mx.equal(x, zero, stream=s), mx.equal(x, minus, stream=s), stream=s)
 
     def _integer_floor_divide(self, dtype: Dtype) -> Callable[[mx.array, mx.array], mx.array]:
-        s = self.stream
-        zero, one = (self.constant(n, dtype) for n in (0, 1))
-        safe = self._safe_divisor(dtype)
+        s, one = self.stream, self.constant(1, dtype)
+        trivial = self._trivial_divisor(dtype)
 
         def floor_divide(x1: mx.array, x2: mx.array) -> mx.array:
-            trivial, divisor = safe(x2)
-            quotient = mx.floor_divide(x1, mx.where(trivial, one, divisor, stream=s), stream=s)
+            special = trivial(x2)
+            quotient = mx.floor_divide(x1, mx.where(special, one, x2, stream=s), stream=s)
             # by 0: 0, as in NumPy; by -1: the negative, modulo the size
-            instead = mx.multiply(x1, divisor, stream=s) if dtype.kind == "signed integer" else zero
-            return mx.where(trivial, instead, quotient, stream=s)
+            return mx.where(special, mx.multiply(x1, x2, stream=s), quotient, stream=s)
 
         return floor_divide
 
