@@ -118,9 +118,7 @@ def assert_close(
             raise ValueError(f"assert_close: {name} must be a non-negative number, got {bound!r}")
     left, right, typed = _operands("assert_close", actual, expected, check_dtype, check_device)
     usual = tolerance(left.dtype, right.dtype) if typed else tolerance(left.dtype)
-    bounds = Tolerance(
-        usual.rtol if rtol is None else float(rtol), usual.atol if atol is None else float(atol)
-    )
+    bounds = Tolerance(usual.rtol if rtol is None else float(rtol), usual.atol if atol is None else float(atol))
     _compare("assert_close", left, right, typed, bounds, equal_nan, signed_zero)
 
 
@@ -166,15 +164,12 @@ def _operands(
 ) -> tuple[Tensor, Tensor, bool]:
     """Both sides on the CPU, their type, shape and dtype checked; whether the second has one."""
     if not isinstance(actual, Tensor):
-        raise AssertionError(
-            f"{name}: actual must be a Tensor, got {type(actual).__name__} {actual!r:.60}"
-        )
+        raise AssertionError(f"{name}: actual must be a Tensor, got {type(actual).__name__} {actual!r:.60}")
     typed = hasattr(expected, "dtype")
     wanted = asarray(expected) if typed else _numbers(name, expected)
     if actual.shape != wanted.shape:
         raise AssertionError(
-            f"{name}: shapes differ: actual {actual.shape}, expected {wanted.shape}"
-            + _shown(actual, wanted, typed)
+            f"{name}: shapes differ: actual {actual.shape}, expected {wanted.shape}" + _shown(actual, wanted, typed)
         )
     if typed and check_dtype and actual.dtype is not wanted.dtype:
         raise AssertionError(
@@ -182,9 +177,7 @@ def _operands(
             "check_dtype=False compares values alone" + _shown(actual, wanted, typed)
         )
     if check_device and isinstance(expected, Tensor) and actual.device is not expected.device:
-        raise AssertionError(
-            f"{name}: devices differ: actual {actual.device}, expected {expected.device}"
-        )
+        raise AssertionError(f"{name}: devices differ: actual {actual.device}, expected {expected.device}")
     return actual.to_device(CPU), wanted.to_device(CPU), typed
 
 
@@ -250,9 +243,7 @@ def _compare(
     )
 
 
-def _near(
-    left: Tensor, right: Tensor, bounds: Tolerance, equal_nan: bool, signed_zero: bool
-) -> Tensor:
+def _near(left: Tensor, right: Tensor, bounds: Tolerance, equal_nan: bool, signed_zero: bool) -> Tensor:
     """Where the elements (the parts of complex ones) satisfy the rules, all at once."""
     is_complex = left.dtype.is_complex or right.dtype.is_complex
     wide = spec_of(Dtype.C128 if is_complex else Dtype.F64, CPU)
@@ -261,9 +252,7 @@ def _near(
     if is_complex:
         a, e = (stack([real(one), imag(one)]) for one in (a, e))
         modulus = stack([modulus, modulus])
-    bound = (
-        add(bounds.atol, multiply(bounds.rtol, modulus)) if any(bounds) else multiply(modulus, 0.0)
-    )
+    bound = add(bounds.atol, multiply(bounds.rtol, modulus)) if any(bounds) else multiply(modulus, 0.0)
     good = less_equal(abs(subtract(a, e)), bound)
     good = logical_and(good, logical_and(isfinite(a), isfinite(e)))
     good = logical_or(good, equal(a, e))
@@ -275,9 +264,7 @@ def _near(
     return good
 
 
-def _reason(
-    a: Number, e: Number, bounds: Tolerance, equal_nan: bool, signed_zero: bool
-) -> tuple[float, str] | None:
+def _reason(a: Number, e: Number, bounds: Tolerance, equal_nan: bool, signed_zero: bool) -> tuple[float, str] | None:
     """How badly two numbers differ (infinity is worst) and why; None if they do not."""
     if isinstance(a, complex) or isinstance(e, complex):
         a, e = complex(a), complex(e)
@@ -334,9 +321,7 @@ def _unravel(position: int, shape: Sequence[int]) -> tuple[int, ...]:
 
 def _shown(actual: Tensor, expected: Tensor, typed: bool) -> str:
     kind = (
-        expected._summary()
-        if typed
-        else "numbers" + expected._summary().lstrip("abcdefghijklmnopqrstuvwxyz0123456789")
+        expected._summary() if typed else "numbers" + expected._summary().lstrip("abcdefghijklmnopqrstuvwxyz0123456789")
     )
     width = max(len(actual._summary()), len(kind)) + 1
     return "".join(

@@ -89,9 +89,7 @@ def dtypes(
     return cast("SearchStrategy[Dtype]", _st().sampled_from(found))
 
 
-def shapes(
-    *, min_dims: int = 0, max_dims: int = 4, min_side: int = 0, max_side: int = 5
-) -> SearchStrategy[Shape]:
+def shapes(*, min_dims: int = 0, max_dims: int = 4, min_side: int = 0, max_side: int = 5) -> SearchStrategy[Shape]:
     """Shapes of *min_dims* to *max_dims* axes, each *min_side* to *max_side* long.
 
     Examples:
@@ -200,9 +198,7 @@ def elements(
     if wanted is Dtype.BF16:  # cutting moves towards zero: a bound on the far side stays kept
         cut = st.floats(min_value, max_value, width=32, **special).map(_to_bfloat16)
         return cast("SearchStrategy[Any]", cut)
-    return cast(
-        "SearchStrategy[Any]", st.floats(min_value, max_value, width=wanted.bits, **special)
-    )
+    return cast("SearchStrategy[Any]", st.floats(min_value, max_value, width=wanted.bits, **special))
 
 
 def tensors(
@@ -354,9 +350,7 @@ def indices(
     return _composite(one)
 
 
-def _parts(
-    draw: DrawFn, lengths: list[int], mode: str, places: tuple[Shape, ...], device: Any
-) -> list[Any]:
+def _parts(draw: DrawFn, lengths: list[int], mode: str, places: tuple[Shape, ...], device: Any) -> list[Any]:
     """Parts of a key for neighbouring axes: at most one mask, or tensors of the shapes *places*."""
     st = _st()
     parts: list[Any] = []

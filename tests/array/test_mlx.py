@@ -121,6 +121,20 @@ def test_errors_are_raised_by_the_call(wrong: Any, error: type[Exception]) -> No
         wrong(fa.ones((3, 3), device=MLX))
 
 
+def test_more_memory_than_there_is_does_not_end_the_process() -> None:
+    huge = (1 << 21, 1 << 21)
+    for make in (fa.ones, fa.empty, fa.zeros):
+        with pytest.raises(MemoryError, match=r"\(2097152, 2097152\) needs"):
+            make(huge, device=MLX)
+    with pytest.raises(MemoryError):
+        fa.eye(*huge, device=MLX)
+    row = fa.ones(1 << 21, device=MLX)
+    table = row[:, None] + row
+    with pytest.raises(MemoryError, match="needs 17592186044416 bytes"):
+        table.block_until_ready()
+    assert fa.broadcast_to(row, huge)[5, 7].item() == 1
+
+
 def test_the_gpu_names_the_dtypes_that_it_lacks() -> None:
     gpu = fa.Device("mlx:gpu")
     info = fa.__array_namespace_info__()

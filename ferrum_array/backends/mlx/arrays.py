@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from typing import Any
 
 import mlx.core as mx
@@ -10,6 +11,7 @@ import numpy as np
 
 from ferrum_array.backends import host
 from ferrum_array.backends.mlx.chapter import RAW_DTYPES, Chapter
+from ferrum_array.backends.mlx.window import check_memory
 from ferrum_array.dtype import Dtype
 
 __all__ = ["Arrays", "from_numpy", "to_numpy"]
@@ -45,19 +47,19 @@ class Arrays(Chapter):
             # the number goes through the host, because MLX reads Python's numbers in 32 bits
             with np.errstate(all="ignore"):
                 number = mx.array(np.full((), value, dtype=numpy_dtype), dtype=raw)
-            return mx.full(_lengths(shape), number, stream=s) if shape else number
+            return mx.full(_lengths(shape, dtype.bytes_per_elem), number, stream=s) if shape else number
 
         return full
 
     def make_empty(self, dtype: Dtype) -> Callable[..., mx.array]:
         s, raw = self.stream, RAW_DTYPES[dtype]
-        return lambda shape: mx.zeros(_lengths(shape), dtype=raw, stream=s)
+        return lambda shape: mx.zeros(_lengths(shape, dtype.bytes_per_elem), dtype=raw, stream=s)
 
     def make_eye(self, dtype: Dtype) -> Callable[..., mx.array]:
         s, raw = self.stream, RAW_DTYPES[dtype]
 
         def eye(rows: int, columns: int, k: int) -> mx.array:
-            _lengths((rows, columns))
+            _lengths((rows, columns), dtype.bytes_per_elem)
             return mx.eye(rows, columns, max(-rows, min(k, columns)), dtype=raw, stream=s)
 
         return eye
@@ -118,12 +120,13 @@ def _diagonal(x: mx.array, k: int) -> int:
 _LONGEST = (1 << 31) - 1
 
 
-def _lengths(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """*shape*, of which MLX must be able to hold each length.
+def _lengths(shape: tuple[int, ...], itemsize: int = 0) -> tuple[int, ...]:
+    """*shape*, of which MLX must be able to hold each length, and all elements if *itemsize* is given.
 
     Raises:
-        ValueError: for a length beyond 32 bits. MemoryError: for more elements than this machine can address.
+        ValueError: for a length beyond 32 bits. MemoryError: for more memory than MLX may use.
     """
+    check_memory(shape, prod(shape) * itemsize)
     for length in shape:
         if length > _LONGEST:
             raise ValueError(f"MLX holds axes of up to {_LONGEST} elements, got shape {shape}")

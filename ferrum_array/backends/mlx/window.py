@@ -18,7 +18,7 @@ from weakref import ref
 
 import mlx.core as mx
 
-__all__ = ["SIZE", "Window", "compute"]
+__all__ = ["SIZE", "Window", "check_memory", "compute"]
 
 #: How many results are remembered. Computing costs some microseconds a time, so this adds little to each operation.
 SIZE = 256
@@ -28,9 +28,24 @@ _start: Callable[..., None] = mx.async_eval
 
 
 def compute(arrays: Iterable[mx.array]) -> None:
-    """Compute *arrays* and wait for them."""
+    """Compute *arrays* and wait for them.
+
+    Raises:
+        MemoryError: for one that is larger than MLX's memory; MLX itself would end the process.
+    """
+    wanted = list(arrays)
+    for array in wanted:
+        check_memory(array.shape, array.nbytes)
     with _one_at_a_time:
-        mx.eval(list(arrays))
+        mx.eval(wanted)
+
+
+def check_memory(shape: tuple[int, ...], size: int) -> None:
+    """MemoryError if an array of *shape* and *size* bytes is larger than the memory that MLX may use."""
+    if size > mx.get_memory_limit():
+        raise MemoryError(
+            f"an array of shape {shape} needs {size} bytes; MLX may use {mx.get_memory_limit()} (mlx.core.set_memory_limit)"
+        )
 
 
 class Window:
@@ -46,7 +61,8 @@ class Window:
         with _one_at_a_time:
             results = self._results[:]
             del self._results[: len(results)]
-            _start([array for one in results if (array := one()) is not None])
+            limit = mx.get_memory_limit()  # larger ones are views, which need no memory
+            _start([array for one in results if (array := one()) is not None and array.nbytes <= limit])
 
     def recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """*function*, its results remembered."""
