@@ -75,6 +75,7 @@ format: $(VENV)/.dev
 
 conformance: $(VENV)/.dev
 	@test -n "$(SUITE)" || { echo "make conformance needs SUITE=path of a checkout of data-apis/array-api-tests" >&2; exit 2; }
+	$(if $(filter cuda%,$(DEVICE)),$(PIP) --editable '.[cuda]')
 	$(BIN)/python conformance/run.py --suite '$(SUITE)' --device $(DEVICE) --examples $(EXAMPLES) --seeds $(SEEDS) --jobs $(JOBS)
 
 bench: $(VENV)/.dev
