@@ -66,7 +66,7 @@ unit: $(VENV)/.dev
 
 test-cuda: $(VENV)/.dev
 	$(PIP) --editable '.[cuda]'
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m cuda tests/array tests/ops
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m cuda tests/array tests/ops tests/models
 	$(BIN)/python benchmarks/matmul_cuda.py
 
 format: $(VENV)/.dev

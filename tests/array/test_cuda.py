@@ -13,6 +13,7 @@ import pytest
 
 import ferrum_array as fa
 from ferrum_array.backends.cupy_fixes import READS_BACK
+from tests.array.test_half import OTHER, SAME, matrix
 
 pytestmark = pytest.mark.cuda
 
@@ -109,6 +110,38 @@ def test_only_the_functions_of_the_table_read_back(read_backs: Any) -> None:
 
 def test_reading_back_is_counted(read_backs: Any) -> None:
     assert read_backs(lambda: float(ones())) == 1
+
+
+_BITS = "bitwise_and bitwise_or bitwise_xor bitwise_left_shift bitwise_right_shift"
+_TRUTH = "logical_and logical_or logical_xor"
+
+#: the functions of the namespace that read back, and the most copies that one call makes
+NAMESPACE_READS = {
+    **dict.fromkeys(("take", "take_along_axis"), 2),
+    **dict.fromkeys(
+        ("nonzero", "unique_all", "unique_counts", "unique_inverse", "unique_values", "nunique", "index"), 1
+    ),
+    **{f"linalg.{name}": 2 for name in ("cholesky", "inv", "solve", "eigh", "eigvalsh", "eig", "eigvals")},
+    **{f"linalg.{name}": 2 for name in ("svd", "svdvals", "pinv", "matrix_rank")},
+}
+
+
+def test_the_namespace_reads_back_only_where_it_says(read_backs: Any) -> None:
+    x, whole = matrix(fa.float32, fa.Device(CUDA)), fa.asarray([1, 2, 3], device=CUDA)
+    truth = whole > 1
+    table: dict[str, Callable[[], object]] = {name: (lambda call=call: call(x)) for name, call in SAME.items()}
+    table |= {name: (lambda call=call: call(x)) for name, (call, _) in OTHER.items()}
+    table |= {name: (lambda name=name: getattr(fa, name)(whole, whole)) for name in _BITS.split()}
+    table |= {name: (lambda name=name: getattr(fa, name)(truth, truth)) for name in _TRUTH.split()}
+    table |= {
+        "bitwise_invert": lambda: fa.bitwise_invert(whole),
+        "logical_not": lambda: fa.logical_not(truth),
+        "fft.fftfreq": lambda: fa.fft.fftfreq(5, device=CUDA),
+        "fft.rfftfreq": lambda: fa.fft.rfftfreq(5, device=CUDA),
+    }
+    found = {name: read_backs(call) for name, call in table.items()}
+    assert {name: count for name, count in found.items() if count > NAMESPACE_READS.get(name, 0)} == {}
+    assert [name for name in NAMESPACE_READS if not found[name]] == []
 
 
 # Memory.
