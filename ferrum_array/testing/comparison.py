@@ -39,7 +39,13 @@ Number = bool | int | float | complex
 
 
 class Tolerance(NamedTuple):
-    """How far two elements may lie apart: at most ``atol + rtol * |expected|``."""
+    """How far two elements may lie apart: at most ``atol + rtol * |expected|``.
+
+    Examples:
+        >>> from ferrum_array.testing import Tolerance
+        >>> Tolerance(rtol=1e-3, atol=0.0).rtol
+        0.001
+    """
 
     rtol: float
     atol: float

@@ -256,6 +256,8 @@ def test_an_interrupt_is_one_line(folder: Path) -> None:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # a background job without a terminal inherits an interrupt that is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stderr is not None
         deadline = time.monotonic() + 30
