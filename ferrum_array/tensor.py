@@ -360,7 +360,11 @@ class Tensor(Interchange, Methods):
             or (key.__class__ is tuple and _PLAIN.issuperset(map(type, key)))
         ):
             result = _new(Tensor)
-            result._data = spec.call["getitem"](self._data, key)
+            try:
+                result._data = spec.call["getitem"](self._data, key)
+            except IndexError:
+                _namespace().indexing.raw_key(self, key)  # names the tensor, if it is the number of indices
+                raise
             result._spec = spec
             return result
         return wrap(spec.call["getitem"](self._data, _namespace().indexing.raw_key(self, key)), spec)
@@ -375,12 +379,11 @@ class Tensor(Interchange, Methods):
             call = spec.call
             try:
                 data = call["full"]((), value)
-            except OverflowError:
+                if not spec.device.backend.exclusive(self):
+                    self._data = call["copy"](self._data)
+                call["setitem"](self._data, key, data)
+            except (IndexError, OverflowError):
                 _namespace().indexing.write(self, key, value)  # the long way says what is wrong
-                return
-            if not spec.device.backend.exclusive(self):
-                self._data = call["copy"](self._data)
-            call["setitem"](self._data, key, data)
             return
         _namespace().indexing.write(self, key, value)
 

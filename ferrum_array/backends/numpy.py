@@ -243,6 +243,7 @@ class NumpyBackend(SharedBackend):
         if result.dtype.kind != "f":
             return result
         # NumPy follows Python's divmod (inf // 2 is nan, -1 // inf is -1); the standard rounds the quotient down
+        x2 = np.asarray(x2, result.dtype)  # a Python number may be infinite in this dtype
         unusual = ~np.isfinite(result) | np.isinf(x2)
         return np.where(unusual, np.floor(np.divide(x1, x2)), result) if np.any(unusual) else result
 
