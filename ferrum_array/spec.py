@@ -44,6 +44,13 @@ ELEMENTWISE: dict[str, tuple[str, ...]] = {
 COMPARISONS = frozenset(("equal", "not_equal", "less", "less_equal", "greater", "greater_equal"))
 
 
+#: The functions that are operators of a tensor.
+_INFIX = (
+    *("add", "subtract", "multiply", "divide", "floor_divide", "remainder", "pow", "bitwise_and", "bitwise_or"),
+    *("bitwise_xor", "bitwise_left_shift", "bitwise_right_shift", *sorted(COMPARISONS)),
+)
+
+
 def accepts(name: str, dtype: Dtype) -> bool:
     """Whether the elementwise function *name* is defined for *dtype* as it is."""
     kinds = ELEMENTWISE[name]
@@ -77,7 +84,8 @@ class _Operators(dict[str, tuple[Callable[..., Any], "Spec"] | None]):
         # integer powers are looked at first: negative ones must be refused
         if accepts(name, spec.dtype) and not (name == "pow" and spec.dtype.is_integer):
             function = spec.device.backend.fast_operator(name, spec.dtype)
-            entry = function, spec_of(Dtype.BOOL, spec.device) if name in COMPARISONS else spec
+            truth = spec if spec.dtype is Dtype.BOOL else spec_of(Dtype.BOOL, spec.device)
+            entry = function, truth if name in COMPARISONS else spec
         self[name] = entry
         return entry
 
@@ -118,16 +126,29 @@ class Spec:
 
     ``call[name]`` is the raw function. ``operators[name]`` is that of two operands with the Spec of its result, and
     ``direct[name]`` that of one whose result has the same Spec; ``in_place[name]`` writes into its first operand. None
-    says that the long way must be taken. ``scalars`` are the Python types that operators take as they are.
+    says that the long way must be taken. ``infix`` repeats the operators that have symbols in a plain dict, which
+    Python reads quicker. ``scalars`` are the Python types that operators take as they are.
     """
 
-    __slots__ = ("__weakref__", "array_type", "call", "device", "direct", "dtype", "in_place", "operators", "scalars")
+    __slots__ = (
+        "__weakref__",
+        "array_type",
+        "call",
+        "device",
+        "direct",
+        "dtype",
+        "in_place",
+        "infix",
+        "operators",
+        "scalars",
+    )
 
     def __init__(self, dtype: Dtype, device: Device) -> None:
         self.dtype = dtype
         self.device = device
         self.call = _Calls(self)
         self.operators = _Operators(self)
+        self.infix = {name: self.operators[name] for name in _INFIX}
         self.direct = _Direct(self)
         self.in_place = _InPlace(self)
         backend = device.backend

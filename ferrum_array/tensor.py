@@ -46,7 +46,7 @@ def _operator(name: str, symbol: str) -> Callable[[Tensor, Any], Tensor]:
 
     def operate(self: Tensor, other: Any) -> Any:
         spec = self._spec
-        operator = spec.operators[name]
+        operator = spec.infix[name]
         if operator is not None:
             try:
                 if other.__class__ is Tensor:
