@@ -311,6 +311,32 @@ def test_integer_division_neither_traps_nor_overflows(dtype: str) -> None:
     check(x % y, [0, 0, 0, 0, 1, 0, -1], fa.Dtype(dtype))
 
 
+def empties() -> list[fa.Tensor]:
+    """Views without elements, with the strides that views can have."""
+    x = fa.reshape(fa.arange(24, device=MLX), (2, 3, 4))
+    return [
+        *(fa.linalg.diagonal(x, offset=offset) for offset in (-9, -3, 4, 642)),
+        *(x[:, 1:1, ::2], x[::-1, :, 2:2], x[:0].T, fa.broadcast_to(x[:, :0, :1], (2, 0, 7))),
+    ]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_reductions_of_nothing_end(number: int) -> None:
+    x = empties()[number]
+    host = np.asarray(x)
+    for axis in range(x.ndim):
+        check(fa.sum(x, axis=axis), host.sum(axis=axis), fa.int64)
+        check(fa.prod(x, axis=axis), host.prod(axis=axis), fa.int64)
+        check(fa.all(x, axis=axis), host.all(axis=axis), fa.bool)
+        check(fa.any(x, axis=axis), host.any(axis=axis), fa.bool)
+        check(fa.count_nonzero(x, axis=axis), np.count_nonzero(host, axis=axis), fa.int64)
+        check(fa.cumulative_sum(x, axis=axis), host.cumsum(axis=axis), fa.int64)
+        check(fa.sort(x, axis=axis), host, fa.int64)
+        if x.shape[axis]:
+            check(fa.max(x, axis=axis), host.max(axis=axis), fa.int64)
+    assert fa.sum(x.astype("f32")).item() == 0
+
+
 @pytest.mark.parametrize("dtype", ["f16", "bf16", "f32"])
 def test_long_sums_do_not_drift(dtype: str) -> None:
     x = fa.ones((3, 300_007), device=MLX) * 0.1

@@ -109,7 +109,10 @@ class Arrays(Chapter):
         return mx.triu(x, _diagonal(x, k), stream=self.stream)
 
     def fn_diagonal(self, x: mx.array, k: int) -> mx.array:
-        return mx.diagonal(x, _diagonal(x, k), -2, -1, stream=self.stream)
+        rows, columns = x.shape[-2:]
+        if not -rows < k < columns:
+            return mx.zeros((*x.shape[:-2], 0), dtype=x.dtype, stream=self.stream)
+        return mx.diagonal(x, k, -2, -1, stream=self.stream)
 
 
 def _diagonal(x: mx.array, k: int) -> int:

@@ -23,8 +23,20 @@ class Reductions(Chapter):
         return self._in_dtype(self._sum, dtype)
 
     def make_prod(self, dtype: Dtype) -> Callable[..., mx.array]:
-        s = self.stream
-        return self._in_dtype(lambda x, axes, keepdims: mx.prod(x, axis=axes, keepdims=keepdims, stream=s), dtype)
+        return self._in_dtype(self._prod, dtype)
+
+    def _prod(self, x: mx.array, axes: tuple[int, ...], keepdims: bool) -> mx.array:
+        return self._of_nothing(x, axes, keepdims, 1) if not x.size else self._reduce(mx.prod, x, axes, keepdims)
+
+    def _reduce(
+        self, function: Callable[..., mx.array], x: mx.array, axes: tuple[int, ...], keepdims: bool
+    ) -> mx.array:
+        return function(x, axis=axes, keepdims=keepdims, stream=self.stream)
+
+    def _of_nothing(self, x: mx.array, axes: tuple[int, ...], keepdims: bool, neutral: int) -> mx.array:
+        """The reduction of an *x* without elements. MLX's own never ends for some of their strides."""
+        shape = [1 if axis in axes else n for axis, n in enumerate(x.shape) if keepdims or axis not in axes]
+        return mx.full(shape, self.scalar(neutral, x), stream=self.stream)
 
     def _in_dtype(self, reduce: Callable[..., mx.array], dtype: Dtype) -> Callable[..., mx.array]:
         """*reduce* with its result in the dtype of its operand, where MLX has another."""
@@ -39,12 +51,14 @@ class Reductions(Chapter):
         sum_, s, function = self.make_sum(dtype), self.stream, mx.sum
         if sum_ != self._sum:
             return lambda x: sum_(x, tuple(range(x.ndim)), False)
-        return lambda x: function(x, stream=s) if x.size <= _PIECE else sum_(x, tuple(range(x.ndim)), False)
+        return lambda x: function(x, stream=s) if 0 < x.size <= _PIECE else sum_(x, tuple(range(x.ndim)), False)
 
     def _sum(self, x: mx.array, axes: tuple[int, ...], keepdims: bool) -> mx.array:
         s = self.stream
+        if not x.size:
+            return self._of_nothing(x, axes, keepdims, 0)
         count = prod(x.shape[axis] for axis in axes)
-        if count <= _PIECE or not x.size or not mx.issubdtype(x.dtype, mx.inexact):
+        if count <= _PIECE or not mx.issubdtype(x.dtype, mx.inexact):
             return mx.sum(x, axis=axes, keepdims=keepdims, stream=s)
         kept = [axis for axis in range(x.ndim) if axis not in axes]
         lengths = [x.shape[axis] for axis in kept]
@@ -57,23 +71,25 @@ class Reductions(Chapter):
         return mx.reshape(total, shape, stream=s) if keepdims else total
 
     def fn_max(self, x: mx.array, axes: tuple[int, ...], keepdims: bool) -> mx.array:
-        return mx.max(x, axis=axes, keepdims=keepdims, stream=self.stream)
+        return self._of_nothing(x, axes, keepdims, 0) if not x.size else self._reduce(mx.max, x, axes, keepdims)
 
     def fn_min(self, x: mx.array, axes: tuple[int, ...], keepdims: bool) -> mx.array:
-        return mx.min(x, axis=axes, keepdims=keepdims, stream=self.stream)
+        return self._of_nothing(x, axes, keepdims, 0) if not x.size else self._reduce(mx.min, x, axes, keepdims)
 
     def _truth(self, x: mx.array) -> mx.array:
         return x if x.dtype == mx.bool_ else mx.not_equal(x, self.scalar(0, x), stream=self.stream)
 
     def fn_all(self, x: mx.array, axes: tuple[int, ...], keepdims: bool) -> mx.array:
-        return mx.all(self._truth(x), axis=axes, keepdims=keepdims, stream=self.stream)
+        truth = self._truth(x)
+        return self._of_nothing(truth, axes, keepdims, 1) if not x.size else self._reduce(mx.all, truth, axes, keepdims)
 
     def fn_any(self, x: mx.array, axes: tuple[int, ...], keepdims: bool) -> mx.array:
-        return mx.any(self._truth(x), axis=axes, keepdims=keepdims, stream=self.stream)
+        truth = self._truth(x)
+        return self._of_nothing(truth, axes, keepdims, 0) if not x.size else self._reduce(mx.any, truth, axes, keepdims)
 
     def fn_count_nonzero(self, x: mx.array, axes: tuple[int, ...], keepdims: bool) -> mx.array:
         truth = self._truth(x).astype(mx.int64, stream=self.stream)
-        return mx.sum(truth, axis=axes, keepdims=keepdims, stream=self.stream)
+        return self._sum(truth, axes, keepdims)
 
     def make_mean(self, dtype: Dtype) -> Callable[..., mx.array]:
         return self.widened(self._mean) if dtype in (Dtype.F16, Dtype.BF16) else self._mean
@@ -118,6 +134,8 @@ class Reductions(Chapter):
         s, raw = self.stream, RAW_DTYPES[dtype]
 
         def running(x: mx.array, axis: int) -> mx.array:
+            if not x.size:
+                return mx.zeros(x.shape, dtype=x.dtype, stream=s)
             return function(x, axis=axis, stream=s).astype(raw if x.dtype == raw else x.dtype, stream=s)
 
         return self.widened(running) if dtype in (Dtype.F16, Dtype.BF16) else running
@@ -138,11 +156,15 @@ class Reductions(Chapter):
         return function(x, axis=axis, keepdims=keepdims, stream=s).astype(mx.int64, stream=s)
 
     def fn_sort(self, x: mx.array, axis: int, descending: bool) -> mx.array:
+        if not x.size:
+            return mx.zeros(x.shape, dtype=x.dtype, stream=self.stream)
         result = mx.sort(x, axis=axis, stream=self.stream)
         return mx.flip(result, axis=axis, stream=self.stream) if descending else result
 
     def fn_argsort(self, x: mx.array, axis: int, descending: bool) -> mx.array:
         s = self.stream
+        if not x.size:
+            return mx.zeros(x.shape, dtype=mx.int64, stream=s)
         if not descending:
             return mx.argsort(x, axis=axis, stream=s).astype(mx.int64, stream=s)
         # reversed twice, so that equal elements keep their order

@@ -43,9 +43,7 @@ def compute(arrays: Iterable[mx.array]) -> None:
 def check_memory(shape: tuple[int, ...], size: int) -> None:
     """MemoryError if an array of *shape* and *size* bytes is larger than the memory that MLX may use."""
     if size > mx.get_memory_limit():
-        raise MemoryError(
-            f"an array of shape {shape} needs {size} bytes; MLX may use {mx.get_memory_limit()}"
-        )
+        raise MemoryError(f"an array of shape {shape} needs {size} bytes; MLX may use {mx.get_memory_limit()}")
 
 
 class Window:
