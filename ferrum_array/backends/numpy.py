@@ -203,7 +203,7 @@ class NumpyBackend(SharedBackend):
     def from_dlpack(self, obj: Any, *, copy: bool | None) -> Raw:
         try:
             return self.adopt(np.from_dlpack(obj, copy=copy))
-        except RuntimeError as error:
+        except (RuntimeError, BufferError) as error:  # the class depends on NumPy's version
             raise BufferError(
                 f"from_dlpack: NumPy cannot take this memory of {type(obj).__name__} ({error}); bfloat16 goes through "
                 "its bits: export it as 16-bit integers, or convert it to float32 first"
