@@ -62,7 +62,8 @@ def test_copy_argument_of_numpy() -> None:
     assert address(x.numpy(copy=True)) != address(x.numpy())
     assert address(x.numpy(copy=False)) == address(x.numpy())
     assert np.asarray(x, dtype="f8").dtype == "f8"
-    with pytest.raises(ValueError, match=r"float32\[3\].*float64.*copy=False"):
+    # from Python 3.12 on NumPy takes the buffer first, and the words are its own
+    with pytest.raises(ValueError, match=r"float32\[3\].*float64.*copy=False|avoid copy"):
         np.asarray(x, dtype="f8", copy=False)
 
 
