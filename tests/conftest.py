@@ -41,7 +41,7 @@ def present() -> frozenset[str]:
 
 def pytest_report_header() -> list[str]:
     lines = [f"hypothesis profile of these tests: {os.environ.get('FERRUM_HYPOTHESIS', 'fast')}"]
-    absent = [f"{marker} (no {HARDWARE[marker]})" for marker in HARDWARE if marker not in present()]
+    absent = [f"{marker} (needs {HARDWARE[marker]})" for marker in HARDWARE if marker not in present()]
     return [*lines, f"tests not run here: {', '.join(absent)}"] if absent else lines
 
 
