@@ -48,7 +48,7 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 	$(PIP) '$(TORCH)'
-	$(PIP) --editable '.[dev,models,mlx]'
+	$(PIP) --editable '.[dev,models,mlx,cpu]'
 	@touch $@
 
 demo: $(VENV)/.demo

@@ -11,14 +11,19 @@ from ferrum_ops.attention import attention
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
 from ferrum_ops.norm import layer_norm
+from ferrum_ops.registry import Explanation, explain, fast_paths, use_fast_paths
 from ferrum_ops.types import SequenceMeta
 
 __all__ = [
     "ActivationKind",
+    "Explanation",
     "SequenceMeta",
     "activation",
     "attention",
     "embedding",
+    "explain",
+    "fast_paths",
     "layer_norm",
     "linear",
+    "use_fast_paths",
 ]

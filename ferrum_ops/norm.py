@@ -8,8 +8,11 @@ from typing import overload
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.checks import accumulator, alike, describe, floating, last_axis
+from ferrum_ops.registry import Op
 
 __all__ = ["layer_norm"]
+
+_LAYER_NORM: Op[Tensor | tuple[Tensor, Tensor]] = Op("layer_norm")
 
 
 @overload
@@ -68,13 +71,23 @@ def layer_norm(
             floating("layer_norm", what, vector)
             alike("layer_norm", x, what, vector, dtype=False)
             last_axis("layer_norm", x, what, vector)
-    wide = accumulator(x.dtype)
-    total = None
+    features: tuple[str, ...] = ()
     if residual is not None:
         floating("layer_norm", "residual", residual)
         alike("layer_norm", x, "residual", residual, dtype=False)
         if residual.shape != x.shape:
             raise ValueError(f"layer_norm: residual must have the shape of x {describe(x)}, got {describe(residual)}")
+        features = ("residual",)
+    return _LAYER_NORM(x.device, (x.dtype,), features, x, w, b, eps, residual)
+
+
+@_LAYER_NORM.reference
+def _layer_norm(
+    x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, residual: Tensor | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    wide = accumulator(x.dtype)
+    total = None
+    if residual is not None:
         total = (x.astype(wide, copy=False) + residual.astype(wide, copy=False)).astype(residual.dtype, copy=False)
 
     y = (x if total is None else total).astype(wide, copy=False)

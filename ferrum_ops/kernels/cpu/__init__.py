@@ -1,0 +1,1 @@
+"""Kernels for NumPy storage, compiled by numba at their first use: the extra ``cpu``."""

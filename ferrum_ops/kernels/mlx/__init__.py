@@ -1,0 +1,1 @@
+"""The fused functions of MLX, where they do what the ops mean."""
