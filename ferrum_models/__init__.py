@@ -4,5 +4,6 @@ from __future__ import annotations
 
 from ferrum_models.bert import BertConfig, BertModel
 from ferrum_models.encoder import SentenceEncoder, load_encoder
+from ferrum_models.tokenizing import Tokenizer
 
-__all__ = ["BertConfig", "BertModel", "SentenceEncoder", "load_encoder"]
+__all__ = ["BertConfig", "BertModel", "SentenceEncoder", "Tokenizer", "load_encoder"]

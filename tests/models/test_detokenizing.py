@@ -44,16 +44,13 @@ def decoder(kind: str) -> Callable[[Sequence[int]], str]:
 @pytest.mark.parametrize("kind", ["bytes", "fallback"])
 @given(st.text(st.characters(codec="utf-8"), max_size=20))
 def test_pieces_of_a_text_add_up(kind: str, text: str) -> None:
-    if kind == "fallback":
-        ids = [1 + byte for byte in text.encode()]  # every character by its bytes
-    else:
-        ids = tokenizer(kind).encode(text).ids
+    by_bytes = [1 + byte for byte in text.encode()]
+    ids = by_bytes if kind == "fallback" else tokenizer(kind).encode(text).ids
     decode = decoder(kind)
     stream = StreamingDetokenizer(decode)
     pieces = [stream.add(i) for i in ids]
     if "\ufffd" not in text:
         assert not any("\ufffd" in piece for piece in pieces)
-        assert stream._ids[stream._given :] == [] or "".join(pieces) == decode(ids)
     assert "".join(pieces) + stream.flush() == decode(ids)
 
 
