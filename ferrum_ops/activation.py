@@ -1,4 +1,4 @@
-"""Activation functions, elementwise."""
+"""Activation functions and gates, elementwise."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import Literal
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import accumulator, floating
+from ferrum_ops.checks import accumulator, alike, describe, floating
+from ferrum_ops.registry import Op
 
-__all__ = ["ActivationKind", "activation"]
+__all__ = ["ActivationKind", "activation", "gated_activation", "sigmoid_gate", "softcap"]
+
+_ACTIVATION: Op[Tensor] = Op("activation")
+_GATED_ACTIVATION: Op[Tensor] = Op("gated_activation")
+_SIGMOID_GATE: Op[Tensor] = Op("sigmoid_gate")
+_SOFTCAP: Op[Tensor] = Op("softcap")
 
 ActivationKind = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "softplus"]
 
@@ -69,14 +75,14 @@ def _gelu(x: Tensor) -> Tensor:
     return result
 
 
-def _over_one_plus_exp(x: Tensor, u: Tensor) -> Tensor:
+def over_one_plus_exp(x: Tensor, u: Tensor) -> Tensor:
     """``x / (1 + exp(-u))``, with the limit 0 (and not NaN) for -inf."""
     return fa.maximum(x, -1000.0) / (fa.exp(-u) + 1.0)
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
     # (1 + tanh(u)) / 2 = 1 / (1 + exp(-2u)), which does not cancel on the left
-    return _over_one_plus_exp(x, (x * x * 0.044715 + 1.0) * x * (2.0 * math.sqrt(2.0 / math.pi)))
+    return over_one_plus_exp(x, (x * x * 0.044715 + 1.0) * x * (2.0 * math.sqrt(2.0 / math.pi)))
 
 
 def _softplus(x: Tensor) -> Tensor:
@@ -84,7 +90,7 @@ def _softplus(x: Tensor) -> Tensor:
 
 
 _KINDS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": lambda x: _over_one_plus_exp(x, x),
+    "silu": lambda x: over_one_plus_exp(x, x),
     "gelu": _gelu,
     "gelu_tanh": _gelu_tanh,
     "relu": lambda x: fa.maximum(x, 0.0),
@@ -123,17 +129,175 @@ def activation(x: Tensor, kind: ActivationKind) -> Tensor:
         Tensor([0., 0., 4.])
     """
     floating("activation", "x", x)
-    function = _KINDS.get(kind)
-    if function is None:
-        raise ValueError(f"activation: no kind is called {kind!r}; known are {', '.join(_KINDS)}")
+    _known("activation", kind)
+    return _ACTIVATION(x.device, (x.dtype,), (kind,), x, kind)
+
+
+@_ACTIVATION.reference
+def _activation(x: Tensor, kind: ActivationKind) -> Tensor:
+    return _by_blocks(_KINDS[kind], x)
+
+
+def gated_activation(
+    gate: Tensor,
+    up: Tensor,
+    kind: ActivationKind,
+    *,
+    limit: float | None = None,
+    alpha: float = 1.0,
+    up_offset: float = 0.0,
+) -> Tensor:
+    """``act(gate) * (up + up_offset)``, elementwise: two tensors of one shape and dtype give one like them.
+
+    The activations are those of ``activation``. Computed in float32 (float64 for float64) and rounded once. A linear
+    layer that makes both halves at once gives them as ``h[..., :n]`` (the gate comes first) and ``h[..., n:]``.
+
+    Args:
+        gate: goes through the activation.
+        up: multiplies it.
+        kind: the activation.
+        limit: first of all, gate becomes min(gate, limit), and up is clamped to -limit .. limit; NaN stays NaN.
+        alpha: the activation becomes ``gate / (1 + exp(-alpha gate))``. For ``silu`` alone.
+        up_offset: added to *up* after the clamp.
+
+    The gate of gpt-oss is ``silu`` with ``limit=7, alpha=1.702, up_offset=1``.
+
+    Source: Shazeer, "GLU Variants Improve Transformer", 2020; OpenAI, "gpt-oss-120b & gpt-oss-20b Model Card", 2025.
+
+    Raises:
+        TypeError: for anything not real floating-point, or two dtypes. ValueError: for an unknown *kind*, two shapes or
+        devices, a *limit* that is not finite and above 0, an *alpha* that is not or that *kind* does not have, and an
+        *up_offset* that is not finite.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops import gated_activation
+        >>> gated_activation(fa.asarray([-1.0, 2.0, 9.0]), fa.asarray([3.0, 3.0, -9.0]), "relu", limit=4.0)
+        Tensor([  0.,   6., -16.])
+    """
+    floating("gated_activation", "gate", gate)
+    floating("gated_activation", "up", up)
+    alike("gated_activation", gate, "up", up)
+    if gate.shape != up.shape:
+        raise ValueError(f"gated_activation: gate and up must share a shape, got {describe(gate)} and {describe(up)}")
+    _known("gated_activation", kind)
+    if limit is not None and not (math.isfinite(limit) and limit > 0):
+        raise ValueError(f"gated_activation: limit must be finite and above 0, or None, got {limit}")
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(f"gated_activation: alpha must be finite and above 0, got {alpha}")
+    if alpha != 1.0 and kind != "silu":
+        raise ValueError(f"gated_activation: alpha={alpha} belongs to kind 'silu', got kind {kind!r}")
+    if not math.isfinite(up_offset):
+        raise ValueError(f"gated_activation: up_offset must be finite, got {up_offset}")
+    features = (
+        kind,
+        *(("limit",) if limit is not None else ()),
+        *(("alpha",) if alpha != 1.0 else ()),
+        *(("up_offset",) if up_offset else ()),
+    )
+    return _GATED_ACTIVATION(gate.device, (gate.dtype,), features, gate, up, kind, limit, alpha, up_offset)
+
+
+@_GATED_ACTIVATION.reference
+def _gated_activation(
+    gate: Tensor, up: Tensor, kind: ActivationKind, limit: float | None, alpha: float, up_offset: float
+) -> Tensor:
+    function = _KINDS[kind]
+
+    def gated(g: Tensor, u: Tensor) -> Tensor:
+        if limit is not None:
+            g, u = fa.minimum(g, float(limit)), fa.clip(u, -float(limit), float(limit))
+        y = over_one_plus_exp(g, g * float(alpha)) if alpha != 1.0 else function(g)
+        return y * (u + float(up_offset) if up_offset else u)
+
+    return _by_blocks(gated, gate, up)
+
+
+def sigmoid_gate(x: Tensor, gate: Tensor, *, residual: Tensor | None = None) -> Tensor:
+    """``x / (1 + exp(-gate)) + residual``: x [..., D], gate [..., D] or one for each row, [..., 1].
+
+    Computed in float32 (float64 for float64) and rounded once. All operands have one dtype, and the result has it too.
+
+    Source: Dauphin et al., "Language Modeling with Gated Convolutional Networks", 2017.
+
+    Raises:
+        TypeError: for anything not real floating-point, or different dtypes. ValueError: for shapes or devices that do
+        not fit.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops import sigmoid_gate
+        >>> sigmoid_gate(fa.asarray([[2.0, 4.0]]), fa.asarray([[0.0]]), residual=fa.asarray([[1.0, 1.0]]))
+        Tensor([[2., 3.]])
+    """
+    floating("sigmoid_gate", "x", x)
+    floating("sigmoid_gate", "gate", gate)
+    alike("sigmoid_gate", x, "gate", gate)
+    by_row = gate.shape != x.shape
+    if by_row and (not x.ndim or gate.shape != (*x.shape[:-1], 1)):
+        raise ValueError(
+            f"sigmoid_gate: gate must have the shape of x {describe(x)}, or 1 for the last axis, got {describe(gate)}"
+        )
+    if residual is not None:
+        floating("sigmoid_gate", "residual", residual)
+        alike("sigmoid_gate", x, "residual", residual)
+        if residual.shape != x.shape:
+            raise ValueError(f"sigmoid_gate: residual must have the shape of x {describe(x)}, got {describe(residual)}")
+    features = (*(("by_row",) if by_row else ()), *(("residual",) if residual is not None else ()))
+    return _SIGMOID_GATE(x.device, (x.dtype,), features, x, gate, residual)
+
+
+@_SIGMOID_GATE.reference
+def _sigmoid_gate(x: Tensor, gate: Tensor, residual: Tensor | None) -> Tensor:
+    wide = accumulator(x.dtype)
+    y = x.astype(wide, copy=False) / (fa.exp(-gate.astype(wide, copy=False)) + 1.0)
+    if residual is not None:
+        y += residual.astype(wide, copy=False)
+    return y.astype(x.dtype, copy=False)
+
+
+def softcap(x: Tensor, cap: float) -> Tensor:
+    """``cap * tanh(x / cap)``, elementwise, in the dtype of *x*: keeps scores and logits between -cap and cap.
+
+    Computed in float32 (float64 for float64) and rounded once.
+
+    Source: Bello et al., "Neural Combinatorial Optimization with Reinforcement Learning", 2016; in Gemma 2.
+
+    Raises:
+        TypeError: if *x* is not real floating-point. ValueError: if *cap* is not finite and above 0.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops import softcap
+        >>> softcap(fa.asarray([0.0, fa.inf]), 30.0)
+        Tensor([ 0., 30.])
+    """
+    floating("softcap", "x", x)
+    if not (math.isfinite(cap) and cap > 0):
+        raise ValueError(f"softcap: cap must be finite and above 0, got {cap}")
+    return _SOFTCAP(x.device, (x.dtype,), (), x, cap)
+
+
+@_SOFTCAP.reference
+def _softcap(x: Tensor, cap: float) -> Tensor:
+    return _by_blocks(lambda part: fa.tanh(part / float(cap)) * float(cap), x)
+
+
+def _known(op: str, kind: str) -> None:
+    if kind not in _KINDS:
+        raise ValueError(f"{op}: no kind is called {kind!r}; known are {', '.join(_KINDS)}")
+
+
+def _by_blocks(function: Callable[..., Tensor], x: Tensor, *more: Tensor) -> Tensor:
+    """An elementwise *function* of tensors of one shape and dtype, in the wide dtype, rounded to their own."""
     wide = accumulator(x.dtype)
 
-    def rounded(part: Tensor) -> Tensor:
-        return function(part.astype(wide, copy=False)).astype(x.dtype, copy=False)
+    def rounded(*parts: Tensor) -> Tensor:
+        return function(*(part.astype(wide, copy=False) for part in parts)).astype(x.dtype, copy=False)
 
     block = _BLOCK.get(x.device.kind, x.size)
     if x.size <= block:
-        return rounded(x)
-    flat = x.reshape(x.size)
-    parts = [rounded(flat[start : start + block]) for start in range(0, x.size, block)]
+        return rounded(x, *more)
+    flat = [operand.reshape(x.size) for operand in (x, *more)]
+    parts = [rounded(*(one[start : start + block] for one in flat)) for start in range(0, x.size, block)]
     return fa.concat(parts).reshape(x.shape)
