@@ -10,24 +10,57 @@ from ferrum_ops.activation import ActivationKind, activation, gated_activation, 
 from ferrum_ops.attention import attention
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
+from ferrum_ops.moe import RoutePlan, grouped_linear, moe_combine, moe_ffn, moe_permute, moe_plan
+from ferrum_ops.moe_routing import moe_route
 from ferrum_ops.norm import l2_norm, layer_norm, rms_norm
 from ferrum_ops.registry import Explanation, explain, fast_paths, use_fast_paths
+from ferrum_ops.rope import qk_norm_rope, rope, rope_table
+from ferrum_ops.rope_scaling import (
+    DynamicScaling,
+    LinearScaling,
+    Llama3Scaling,
+    LongRopeScaling,
+    ProportionalScaling,
+    RopeScaling,
+    YarnScaling,
+    rope_frequencies,
+    rope_scaling,
+)
 from ferrum_ops.types import SequenceMeta
 
 __all__ = [
     "ActivationKind",
+    "DynamicScaling",
     "Explanation",
+    "LinearScaling",
+    "Llama3Scaling",
+    "LongRopeScaling",
+    "ProportionalScaling",
+    "RopeScaling",
+    "RoutePlan",
     "SequenceMeta",
+    "YarnScaling",
     "activation",
     "attention",
     "embedding",
     "explain",
     "fast_paths",
     "gated_activation",
+    "grouped_linear",
     "l2_norm",
     "layer_norm",
     "linear",
+    "moe_combine",
+    "moe_ffn",
+    "moe_permute",
+    "moe_plan",
+    "moe_route",
+    "qk_norm_rope",
     "rms_norm",
+    "rope",
+    "rope_frequencies",
+    "rope_scaling",
+    "rope_table",
     "sigmoid_gate",
     "softcap",
     "use_fast_paths",

@@ -81,20 +81,14 @@ def rms_norm(
         >>> y, total
         (Tensor([ 1., -1.]), Tensor([ 4., -4.]))
     """
-    _check("rms_norm", x, eps)
-    if w is not None:
-        _vector("rms_norm", "w", x, w)
-    if not math.isfinite(offset):
-        raise ValueError(f"rms_norm: offset must be finite, got {offset}")
-    if offset and w is None:
-        raise ValueError(f"rms_norm: offset={offset} is added to w, which is absent; pass w or leave offset out")
+    check_rms_norm("rms_norm", "w", x, w, eps, offset)
     _companion("rms_norm", "residual", x, residual)
     _companion("rms_norm", "gate", x, gate)
     features = (
         *(("offset",) if offset else ()),
         *(("residual",) if residual is not None else ()),
         *(("gate",) if gate is not None else ()),
-        *_mixed(x, w, residual, gate),
+        *mixed(x, w, residual, gate),
     )
     return _RMS_NORM(x.device, (x.dtype,), features, x, w, eps, offset, residual, gate)
 
@@ -168,7 +162,7 @@ def layer_norm(
         if vector is not None:
             _vector("layer_norm", what, x, vector)
     _companion("layer_norm", "residual", x, residual)
-    features = (*(("residual",) if residual is not None else ()), *_mixed(x, w, b, residual))
+    features = (*(("residual",) if residual is not None else ()), *mixed(x, w, b, residual))
     return _LAYER_NORM(x.device, (x.dtype,), features, x, w, b, eps, residual)
 
 
@@ -218,6 +212,21 @@ def _l2_norm(x: Tensor, eps: float) -> Tensor:
     return y.astype(x.dtype, copy=False)
 
 
+def check_rms_norm(op: str, what: str, x: Tensor, w: Tensor | None, eps: float, offset: float) -> None:
+    """What ``rms_norm`` demands of its input, its weights (*what* names them) and its numbers.
+
+    Raises:
+        TypeError, ValueError: as ``rms_norm`` says.
+    """
+    _check(op, x, eps)
+    if w is not None:
+        _vector(op, what, x, w)
+    if not math.isfinite(offset):
+        raise ValueError(f"{op}: offset must be finite, got {offset}")
+    if offset and w is None:
+        raise ValueError(f"{op}: offset={offset} is added to {what}, which is absent; pass {what} or leave offset out")
+
+
 def _check(op: str, x: Tensor, eps: float) -> None:
     floating(op, "x", x)
     if not x.ndim:
@@ -240,7 +249,8 @@ def _companion(op: str, what: str, x: Tensor, other: Tensor | None) -> None:
             raise ValueError(f"{op}: {what} must have the shape of x {describe(x)}, got {describe(other)}")
 
 
-def _mixed(x: Tensor, *others: Tensor | None) -> tuple[str, ...]:
+def mixed(x: Tensor, *others: Tensor | None) -> tuple[str, ...]:
+    """The feature of a call whose other operands have not all the dtype of *x*."""
     return ("mixed",) if any(other is not None and other.dtype is not x.dtype for other in others) else ()
 
 
