@@ -138,6 +138,29 @@ def _activation(x: Tensor, kind: ActivationKind) -> Tensor:
     return _by_blocks(_KINDS[kind], x)
 
 
+def gate_features(op: str, kind: str, limit: float | None, alpha: float, up_offset: float) -> tuple[str, ...]:
+    """The features of a gate with these parameters, once they are checked; for all ops that have such a gate.
+
+    Raises:
+        ValueError: for the parameters that ``gated_activation`` refuses.
+    """
+    _known(op, kind)
+    if limit is not None and not (math.isfinite(limit) and limit > 0):
+        raise ValueError(f"{op}: limit must be finite and above 0, or None, got {limit}")
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise ValueError(f"{op}: alpha must be finite and above 0, got {alpha}")
+    if alpha != 1.0 and kind != "silu":
+        raise ValueError(f"{op}: alpha={alpha} belongs to kind 'silu', got kind {kind!r}")
+    if not math.isfinite(up_offset):
+        raise ValueError(f"{op}: up_offset must be finite, got {up_offset}")
+    return (
+        kind,
+        *(("limit",) if limit is not None else ()),
+        *(("alpha",) if alpha != 1.0 else ()),
+        *(("up_offset",) if up_offset else ()),
+    )
+
+
 def gated_activation(
     gate: Tensor,
     up: Tensor,
@@ -180,21 +203,7 @@ def gated_activation(
     alike("gated_activation", gate, "up", up)
     if gate.shape != up.shape:
         raise ValueError(f"gated_activation: gate and up must share a shape, got {describe(gate)} and {describe(up)}")
-    _known("gated_activation", kind)
-    if limit is not None and not (math.isfinite(limit) and limit > 0):
-        raise ValueError(f"gated_activation: limit must be finite and above 0, or None, got {limit}")
-    if not (math.isfinite(alpha) and alpha > 0):
-        raise ValueError(f"gated_activation: alpha must be finite and above 0, got {alpha}")
-    if alpha != 1.0 and kind != "silu":
-        raise ValueError(f"gated_activation: alpha={alpha} belongs to kind 'silu', got kind {kind!r}")
-    if not math.isfinite(up_offset):
-        raise ValueError(f"gated_activation: up_offset must be finite, got {up_offset}")
-    features = (
-        kind,
-        *(("limit",) if limit is not None else ()),
-        *(("alpha",) if alpha != 1.0 else ()),
-        *(("up_offset",) if up_offset else ()),
-    )
+    features = gate_features("gated_activation", kind, limit, alpha, up_offset)
     return _GATED_ACTIVATION(gate.device, (gate.dtype,), features, gate, up, kind, limit, alpha, up_offset)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 
-__all__ = ["accumulator", "alike", "describe", "floating", "last_axis"]
+__all__ = ["accumulator", "alike", "count", "describe", "floating", "integers", "last_axis"]
 
 
 def describe(x: Tensor) -> str:
@@ -46,6 +46,29 @@ def alike(op: str, reference: Tensor, what: str, x: Tensor, *, dtype: bool = Tru
             f"{op}: {what} is {describe(x)} but the input is {describe(reference)}; "
             f"convert one, for example with astype('{reference.dtype}')"
         )
+
+
+def count(op: str, what: str, n: int, most: int | None = None, of: str = "") -> None:
+    """Check that *n* is an integer from 1 to *most*; *of* says what there are so many of.
+
+    Raises:
+        ValueError: naming the op, the argument and what came.
+    """
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1 or (most is not None and n > most):
+        limit = "at least 1" if most is None else f"from 1 to {most}, {of}"
+        raise ValueError(f"{op}: {what} must be an integer {limit}, got {n!r}")
+
+
+def integers(op: str, what: str, x: object) -> Tensor:
+    """*x*, which must be a Tensor of integers.
+
+    Raises:
+        TypeError: naming the op, the argument and what came.
+    """
+    if not isinstance(x, Tensor) or not x.dtype.is_integer:
+        given = describe(x) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{op}: {what} must be a Tensor of integers, got {given}")
+    return x
 
 
 def last_axis(op: str, x: Tensor, what: str, vector: Tensor) -> None:
