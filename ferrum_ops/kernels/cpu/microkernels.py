@@ -48,22 +48,9 @@ BYTES, WORDS, FLOATS = ir.VectorType(I8, VECTOR), ir.VectorType(I32, LANES), ir.
 _FAST = ("contract", "reassoc", "nsz")
 
 
-class _BFloat(ir.Type):
-    """The type ``bfloat``, which llvmlite does not have; it is only needed to name what instructions take."""
-
-    intrinsic_name = "bf16"
-
-    def _to_string(self) -> str:
-        return "bfloat"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
-
-    def __hash__(self) -> int:
-        return hash(_BFloat)
-
-
-_BFLOATS = ir.VectorType(_BFloat(), 32)
+#: The type ``bfloat``, which llvmlite does not have; it is only needed to name what instructions take.
+_BFLOAT = type("_BFloat", (ir.Type,), {"intrinsic_name": "bf16", "_to_string": lambda _: "bfloat"})()
+_BFLOATS = ir.VectorType(_BFLOAT, 32)
 
 
 class Code:
