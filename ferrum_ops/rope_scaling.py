@@ -374,6 +374,8 @@ def rope_scaling(config: Mapping[str, Any]) -> RopeScaling | None:
     allowed = [entry.name for entry in entries]
     for key in given:
         if key == "partial_rotary_factor" and key not in allowed:
+            if given[key] == 1.0:
+                continue
             raise ValueError(
                 f"rope_scaling: partial_rotary_factor={given[key]!r} is a share of the head dimension; "
                 "give rope_table the dimensions that rotate as dim, and leave it out here"
@@ -423,6 +425,8 @@ def rope_frequencies(
         if other is not None and other != theta:
             raise ValueError(f"rope: theta is {theta}, but the entries of scaling say rope_theta={other}")
         scaling = rope_scaling(scaling)
+    if length is not None and length < 0:
+        raise ValueError(f"rope: length must not be negative, got {length}")
     if scaling is None:
         return _plain(dim, float(theta)), 1.0
     if not isinstance(scaling, RopeScaling):
@@ -431,8 +435,6 @@ def rope_frequencies(
         )
     if scaling.by_length and length is None:
         raise ValueError(f"rope: {scaling.name} scaling depends on the length of the sequence; pass length")
-    if length is not None and length < 0:
-        raise ValueError(f"rope: length must not be negative, got {length}")
     return _scaled(scaling, dim, float(theta), length if scaling.by_length and length is not None else 0)
 
 
