@@ -1,0 +1,534 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
+from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
+from transformers.models.mixtral.configuration_mixtral import MixtralConfig
+from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
+
+import ferrum_array as fa
+from ferrum_ops import (
+    ActivationKind,
+    RoutePlan,
+    explain,
+    grouped_linear,
+    moe_combine,
+    moe_ffn,
+    moe_permute,
+    moe_plan,
+    moe_route,
+    use_fast_paths,
+)
+from tests.array.oracle import wide
+from tests.ops.oracle import TOLERANCE, Array, check, distance, floats, make, noise
+from tests.ops.test_activation import EXACT
+
+# Choices.
+
+
+@dataclass
+class Choices:
+    """The experts of some tokens."""
+
+    ids: Array
+    experts: int
+    seed: int
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.ids.shape[:-1]
+
+    @property
+    def k(self) -> int:
+        return self.ids.shape[-1]
+
+
+@st.composite
+def choices(draw: st.DrawFn, *, most: int = 512) -> Choices:
+    tokens = draw(st.sampled_from([(0,), (1,), (5,), (33,), (2, 3), (0, 4), ()]))
+    experts = draw(st.sampled_from([n for n in (1, 2, 3, 8, 60, 512) if n <= most]))
+    k = draw(st.sampled_from(sorted({1, min(2, experts), min(7, experts), min(60, experts)})))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    # a part of the experts has all the tokens in some cases, so that others have none
+    popular = draw(st.integers(k, experts))
+    rows = [rng.permutation(popular)[:k] for _ in range(int(np.prod(tokens)))]
+    return Choices(np.reshape(np.asarray(rows, dtype=np.int64), (*tokens, k)), experts, seed)
+
+
+def exact_plan(ids: Array, experts: int, block: int) -> tuple[list[int], list[int], list[int]]:
+    """Order, inverse and offsets, choice by choice."""
+    flat = ids.reshape(-1).tolist()
+    order: list[int] = []
+    offsets = [0]
+    for e in range(experts):
+        order += [i for i, chosen in enumerate(flat) if chosen == e]
+        order += [-1] * (-len(order) % block)
+        offsets.append(len(order))
+    inverse = [order.index(i) for i in range(len(flat))]
+    rows = (len(flat) + min(experts, len(flat)) * (block - 1)) // block * block
+    return order + [-1] * (rows - len(order)), inverse, offsets
+
+
+@given(case=choices(), block=st.sampled_from([1, 1, 2, 3, 16]), narrow=st.sampled_from(["i64", "i32", "u16"]))
+def test_plans_are_as_the_oracle_says(device: fa.Device, case: Choices, block: int, narrow: str) -> None:
+    plan = moe_plan(fa.asarray(case.ids, dtype=narrow, device=device), case.experts, block=block)
+    order, inverse, offsets = exact_plan(case.ids, case.experts, block)
+    assert plan.order.tolist() == order
+    assert plan.inverse.shape == case.ids.shape
+    assert plan.inverse.reshape(case.ids.size).tolist() == inverse
+    assert plan.offsets.tolist() == offsets
+    assert (plan.rows, plan.experts, plan.k, plan.block) == (len(order), case.experts, case.k, block)
+    assert {x.dtype for x in (plan.order, plan.inverse, plan.offsets)} == {fa.int64}
+
+
+def test_the_rows_of_a_plan_depend_on_shapes_alone(device: fa.Device) -> None:
+    """And they are enough for the worst case: here each of the experts has one row in a block of its own."""
+    spread = moe_plan(fa.asarray([[0, 1], [2, 3]], device=device), 4, block=8)
+    close = moe_plan(fa.asarray([[0, 1], [1, 0]], device=device), 4, block=8)
+    assert spread.rows == close.rows == spread.offsets.tolist()[-1] == 32
+    assert close.offsets.tolist() == [0, 8, 16, 16, 16]
+
+
+@given(case=choices(), block=st.sampled_from([1, 4]), width=st.integers(0, 9), strided=st.booleans(), data=st.data())
+def test_permuting_copies_rows(
+    device: fa.Device, case: Choices, block: int, width: int, strided: bool, data: st.DataObject
+) -> None:
+    dtype = data.draw(st.sampled_from(floats(device)))
+    x, x64 = make(noise(case.seed, *case.tokens, width), dtype, device, strided=strided)
+    plan = moe_plan(fa.asarray(case.ids, device=device), case.experts, block=block)
+    got = moe_permute(x, plan)
+    assert got.dtype is dtype
+    want = np.zeros((plan.rows, width))
+    rows = x64.reshape(-1, width) if width else np.zeros((int(np.prod(case.tokens)), 0))
+    for place, choice in enumerate(plan.order.tolist()):
+        if choice >= 0:
+            want[place] = rows[choice // case.k]
+    assert (wide(got) == want).all()
+
+
+@given(case=choices(), block=st.sampled_from([1, 1, 4]), width=st.integers(0, 9), data=st.data())
+def test_permute_then_combine_is_the_identity(
+    device: fa.Device, case: Choices, block: int, width: int, data: st.DataObject
+) -> None:
+    dtype = data.draw(st.sampled_from(floats(device)))
+    x, x64 = make(noise(case.seed, *case.tokens, width), dtype, device)
+    plan = moe_plan(fa.asarray(case.ids, device=device), case.experts, block=block)
+    one = np.zeros(case.ids.shape)
+    one[..., case.seed % case.k] = 1.0
+    assert fa.all(moe_combine(moe_permute(x, plan), plan, fa.asarray(one, dtype=dtype, device=device)) == x)
+    wide_ = fa.float64 if dtype is fa.float64 else fa.float32
+    _, weights = moe_route(make(noise(case.seed, *case.tokens, case.experts), wide_, device)[0], case.k)
+    check(moe_combine(moe_permute(x, plan), plan, weights), x64, dtype)
+
+
+@given(case=choices(), block=st.sampled_from([1, 1, 4]), added=st.booleans(), strided=st.booleans(), data=st.data())
+def test_combining_is_as_the_oracle_says(
+    device: fa.Device, case: Choices, block: int, added: bool, strided: bool, data: st.DataObject
+) -> None:
+    dtype, other, third = (data.draw(st.sampled_from(floats(device))) for _ in range(3))
+    plan = moe_plan(fa.asarray(case.ids, device=device), case.experts, block=block)
+    y, y64 = make(noise(case.seed, plan.rows, 5), dtype, device, strided=strided)
+    w, w64 = make(noise(case.seed + 1, *case.ids.shape), other, device, strided=strided)
+    residual, r64 = make(noise(case.seed + 2, *case.tokens, 5), third, device)
+    got = moe_combine(y, plan, w, residual=residual if added else None)
+    rows = y64[wide(plan.inverse)]
+    want = (rows * w64[..., None]).sum(-2) + (r64 if added else 0.0)
+    size = (np.abs(rows) * np.abs(w64)[..., None]).sum(-2) + (np.abs(r64) if added else 0.0)
+    check(got, want, dtype, room(dtype, want, size, 6e-8 if other is fa.float64 else 0.0))
+
+
+def room(dtype: fa.Dtype, want: Array, size: Array, more: float = 0.0) -> float:
+    """The tolerance, larger where *want* is a difference of terms of *size* that cancel."""
+    length = float(np.linalg.norm(want))
+    loss = float(np.linalg.norm(size)) / length if length else 1.0
+    return (TOLERANCE[dtype] + (more if dtype is not fa.float64 else 0.0)) * max(1.0, loss)
+
+
+def test_combining_rounds_once(device: fa.Device) -> None:
+    """2048 + 1 + 1 + 1 + 1 is not 2048, which it were if float16 held the sum in between."""
+    plan = moe_plan(fa.asarray([[0, 1, 2, 3]], device=device), 4)
+    y = fa.ones((4, 1), dtype="f16", device=device)
+    residual = fa.asarray([[2048.0]], dtype="f16", device=device)
+    assert moe_combine(y, plan, fa.ones((1, 4), device=device), residual=residual).item() == 2052.0
+    # and a wide residual keeps its digits till the end
+    residual = fa.asarray([[2049.0]], device=device)
+    assert moe_combine(y, plan, fa.ones((1, 4), device=device), residual=residual).item() == 2052.0
+    assert residual.item() == 2049.0
+
+
+@given(case=choices(most=60))
+def test_combining_a_token_does_not_depend_on_the_others(device: fa.Device, case: Choices) -> None:
+    ids = case.ids.reshape(-1, case.k)
+    values, w = noise(case.seed, *ids.shape, 5), noise(case.seed + 1, *ids.shape)
+
+    def combined(tokens: slice) -> Array:
+        plan = moe_plan(fa.asarray(ids[tokens], device=device), case.experts)
+        sorted_ = values[tokens].reshape(-1, 5)[wide(plan.order)]
+        return wide(
+            moe_combine(
+                fa.asarray(sorted_, dtype="f32", device=device), plan, fa.asarray(w[tokens], dtype="f32", device=device)
+            )
+        )
+
+    whole = combined(slice(None))
+    for t in range(min(len(ids), 3)):
+        assert (combined(slice(t, t + 1))[0] == whole[t]).all()
+
+
+# Products.
+
+
+@given(
+    counts=st.lists(st.sampled_from([0, 0, 1, 2, 17]), min_size=1, max_size=9),
+    tail=st.sampled_from([0, 0, 3]),
+    inner=st.integers(0, 20),
+    outer=st.integers(0, 9),
+    seed=st.integers(0, 2**32 - 1),
+    biased=st.sampled_from(["no", "like x", "wide"]),
+    strided=st.booleans(),
+    narrow=st.sampled_from(["i64", "i32"]),
+    data=st.data(),
+)
+def test_grouped_products_are_as_the_oracle_says(
+    device: fa.Device,
+    counts: list[int],
+    tail: int,
+    inner: int,
+    outer: int,
+    seed: int,
+    biased: str,
+    strided: bool,
+    narrow: str,
+    data: st.DataObject,
+) -> None:
+    dtype = data.draw(st.sampled_from(floats(device)))
+    offsets = np.asarray([0, *np.cumsum(counts)])
+    x, x64 = make(noise(seed, offsets[-1] + tail, inner), dtype, device, strided=strided)
+    w, w64 = make(noise(seed + 1, len(counts), outer, inner), dtype, device, strided=strided)
+    of = dtype if biased == "like x" or dtype is fa.float64 else fa.float32
+    bias, b64 = make(noise(seed + 2, len(counts), outer), of, device)
+    got = grouped_linear(x, w, fa.asarray(offsets, dtype=narrow, device=device), None if biased == "no" else bias)
+    want, size = np.zeros((len(x64), outer)), np.zeros((len(x64), outer))
+    for e, (a, b) in enumerate(pairwise(offsets)):
+        for row in range(a, b):
+            want[row] = w64[e] @ x64[row] + (0 if biased == "no" else b64[e])
+            size[row] = np.abs(w64[e]) @ np.abs(x64[row]) + (0 if biased == "no" else np.abs(b64[e]))
+    check(got, want, dtype, room(dtype, want, size))
+    assert not wide(got)[offsets[-1] :].any()
+
+
+# The whole network.
+
+
+@dataclass
+class Network:
+    """Operands of ``moe_ffn`` in float64, and its options."""
+
+    x: Array
+    w13: Array
+    w2: Array
+    case: Choices
+    w: Array
+    biases: dict[str, Array]
+    gate: dict[str, Any]
+
+
+def exact_ffn(net: Network, kind: ActivationKind) -> tuple[Array, Array]:
+    """Token by token and expert by expert in float64; and the size of the terms that are added up."""
+    shape = (*net.case.tokens, net.w2.shape[1])
+    want, size = np.zeros(shape), np.zeros(shape)
+    inner = net.w2.shape[2]
+    limit, alpha = net.gate.get("limit"), net.gate.get("alpha", 1.0)
+    b13 = net.biases.get("b13", np.zeros(net.w13.shape[:2]))
+    b2 = net.biases.get("b2", np.zeros(net.w2.shape[:2]))
+    for at in np.ndindex(*net.case.ids.shape):
+        e, token = net.case.ids[at], net.x[at[:-1]]
+        h = net.w13[e] @ token + b13[e]
+        terms = np.abs(net.w13[e]) @ np.abs(token) + np.abs(b13[e])
+        gate, up = h[:inner], h[inner:]
+        if limit is not None:
+            gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
+        act = EXACT[kind](alpha * gate) / alpha
+        y = net.w2[e] @ (act * (up + net.gate.get("up_offset", 0.0))) + b2[e]
+        want[at[:-1]] += net.w[at] * y
+        steep = 2 * terms[:inner] ** 2 if kind == "relu2" else terms[:inner] + 1
+        middle = steep * (terms[inner:] + net.gate.get("up_offset", 0.0))
+        size[at[:-1]] += np.abs(net.w[at]) * (np.abs(net.w2[e]) @ middle + np.abs(b2[e]))
+    return want, size
+
+
+@st.composite
+def networks(draw: st.DrawFn, kind: ActivationKind) -> Network:
+    case = draw(choices(most=60))
+    hidden, inner, outer = draw(st.integers(1, 12)), draw(st.integers(1, 9)), draw(st.integers(1, 12))
+    experts, seed = case.experts, case.seed
+    biases = {
+        "b13": noise(seed + 5, experts, 2 * inner),
+        "b2": noise(seed + 6, experts, outer),
+    }
+    gate: dict[str, Any] = {}
+    if draw(st.booleans()):
+        gate["limit"] = draw(st.sampled_from([0.5, 7.0]))
+    if kind == "silu" and draw(st.booleans()):
+        gate["alpha"] = 1.702
+    if draw(st.booleans()):
+        gate["up_offset"] = 1.0
+    return Network(
+        noise(seed + 1, *case.tokens, hidden),
+        noise(seed + 2, experts, 2 * inner, hidden) / hidden**0.5,
+        noise(seed + 3, experts, outer, inner) / inner**0.5,
+        case,
+        np.random.default_rng(seed + 4).random(case.ids.shape),
+        {name: biases[name] for name in draw(st.sampled_from([(), ("b13",), ("b2",), ("b13", "b2")]))},
+        gate,
+    )
+
+
+def given_to(net: Network, dtype: fa.Dtype, device: fa.Device, strided: bool) -> tuple[dict[str, Any], Network]:
+    """The arguments of ``moe_ffn`` in *dtype*, and what they hold."""
+    arrays = {"x": net.x, "w13": net.w13, "w2": net.w2, **net.biases}
+    made = {name: make(values, dtype, device, strided=strided) for name, values in arrays.items()}
+    made["w"] = make(net.w, fa.float64 if dtype is fa.float64 else fa.float32, device)
+    arguments = {name: tensor for name, (tensor, _) in made.items()}
+    arguments["ids"] = fa.asarray(net.case.ids, device=device)
+    held = {name: values for name, (_, values) in made.items()}
+    biases = {name: held.pop(name) for name in net.biases}
+    return {**arguments, **net.gate}, Network(case=net.case, biases=biases, gate=net.gate, **held)
+
+
+@given(kind=st.sampled_from(get_args(ActivationKind)), strided=st.booleans(), data=st.data())
+def test_the_network_is_as_the_oracle_says(
+    device: fa.Device, kind: ActivationKind, strided: bool, data: st.DataObject
+) -> None:
+    dtype = data.draw(st.sampled_from(floats(device)))
+    arguments, held = given_to(data.draw(networks(kind)), dtype, device, strided)
+    got = moe_ffn(kind=kind, **arguments)
+    want, size = exact_ffn(held, kind)
+    check(got, want, dtype, room(dtype, want, size))
+
+
+@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+def test_the_order_of_tokens_does_not_matter(device: fa.Device, data: st.DataObject, seed: int) -> None:
+    net = data.draw(networks("silu"))
+    arguments, held = given_to(net, fa.float32, device, False)
+    tokens = int(np.prod(net.case.tokens))
+    flat = {name: arguments[name].reshape(tokens, arguments[name].shape[-1]) for name in ("x", "ids", "w")}
+    places = fa.asarray(np.random.default_rng(seed).permutation(tokens), dtype="i64", device=device)
+    moved = {name: fa.take(x, places, axis=0) for name, x in flat.items()}
+    want, size = exact_ffn(held, "silu")
+    straight = fa.take(moe_ffn(**{**arguments, **flat}), places, axis=0)
+    check(moe_ffn(**{**arguments, **moved}), wide(straight), fa.float32, room(fa.float32, want, size))
+
+
+@given(data=st.data())
+def test_the_network_is_its_parts(device: fa.Device, data: st.DataObject) -> None:
+    """Blocks of a plan change nothing either."""
+    net = data.draw(networks("relu"))
+    net.biases.clear()
+    net.gate.clear()
+    a, held = given_to(net, fa.float32, device, False)
+    plan = moe_plan(a["ids"], net.case.experts, block=4)
+    h = grouped_linear(moe_permute(a["x"], plan), a["w13"], plan.offsets)
+    inner = net.w2.shape[2]
+    h = fa.maximum(h[:, :inner], 0.0) * h[:, inner:]
+    parts = moe_combine(grouped_linear(h, a["w2"], plan.offsets), plan, a["w"])
+    want, size = exact_ffn(held, "relu")
+    check(moe_ffn(kind="relu", **a), wide(parts), fa.float32, room(fa.float32, want, size))
+
+
+def test_same_input_twice_gives_the_same_bits(device: fa.Device) -> None:
+    x, w13, w2 = (make(noise(i, *s), fa.float32, device)[0] for i, s in enumerate([(40, 8), (6, 10, 8), (6, 8, 5)]))
+    ids, w = moe_route(make(noise(4, 40, 6), fa.float32, device)[0], 2)
+    assert fa.all(moe_ffn(x, w13, w2, ids, w) == moe_ffn(x, w13, w2, ids, w))
+
+
+# Peers: the experts of transformers.
+
+HIDDEN, INNER, EXPERTS, K = 24, 10, 8, 3
+
+
+def silu(config: type, experts: type, names: dict[str, int]) -> tuple[nn.Module, dict[str, Any]]:
+    made = experts(config(hidden_size=HIDDEN, **names, num_experts_per_tok=K))
+    return made, {}
+
+
+def mixtral() -> tuple[nn.Module, dict[str, Any]]:
+    return silu(MixtralConfig, MixtralExperts, {"intermediate_size": INNER, "num_local_experts": EXPERTS})
+
+
+def qwen3() -> tuple[nn.Module, dict[str, Any]]:
+    return silu(Qwen3MoeConfig, Qwen3MoeExperts, {"moe_intermediate_size": INNER, "num_experts": EXPERTS})
+
+
+def deepseek() -> tuple[nn.Module, dict[str, Any]]:
+    return silu(DeepseekV3Config, DeepseekV3Experts, {"moe_intermediate_size": INNER, "n_routed_experts": EXPERTS})
+
+
+def gpt_oss() -> tuple[nn.Module, dict[str, Any]]:
+    names = {"intermediate_size": INNER, "num_local_experts": EXPERTS}
+    experts, _ = silu(GptOssConfig, GptOssExperts, names)
+    return experts, {"limit": experts.limit, "alpha": experts.alpha, "up_offset": 1.0}
+
+
+@pytest.mark.parametrize("peer", [mixtral, qwen3, deepseek, gpt_oss])
+def test_as_the_experts_of_transformers(
+    device: fa.Device, peer: Callable[[], tuple[nn.Module, dict[str, Any]]]
+) -> None:
+    dtype = fa.float64 if device.supports(fa.float64) else fa.float32
+    experts, options = peer()
+    experts = experts.double()
+    # gates reach the limit of gpt-oss, which is 7
+    state = {key: 2 * noise(i, *x.shape) for i, (key, x) in enumerate(experts.state_dict().items())}
+    experts.load_state_dict({key: torch.from_numpy(x) for key, x in state.items()})
+    ids, w = moe_route(make(noise(7, 50, EXPERTS), dtype, device)[0], K)
+    x, x64 = make(noise(8, 50, HIDDEN), dtype, device)
+    with torch.no_grad():
+        want = experts(torch.from_numpy(x64), torch.from_numpy(wide(ids)), torch.from_numpy(wide(w))).numpy()
+    w13, w2 = state["gate_up_proj"], state["down_proj"]
+    if peer is gpt_oss:  # its weights lie [E, K, N], with gate and up in turns
+        w13, w2 = np.swapaxes(w13, 1, 2), np.swapaxes(w2, 1, 2)
+        w13 = np.concatenate([w13[:, ::2], w13[:, 1::2]], axis=1)
+        b13 = state["gate_up_proj_bias"]
+        b13 = np.concatenate([b13[:, ::2], b13[:, 1::2]], axis=1)
+        options |= {"b13": make(b13, dtype, device)[0], "b2": make(state["down_proj_bias"], dtype, device)[0]}
+    got = moe_ffn(x, make(w13, dtype, device)[0], make(w2, dtype, device)[0], ids, w, **options)
+    assert distance(wide(got), want) < (1e-14 if dtype is fa.float64 else 2e-6)
+
+
+# Bad input.
+
+IDS = fa.asarray([[0, 1], [2, 1]])
+PLAN = moe_plan(IDS, 3)
+NET = {"x": fa.ones((2, 4)), "w13": fa.ones((3, 6, 4)), "w2": fa.ones((3, 4, 3)), "ids": IDS, "w": fa.ones((2, 2))}
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: moe_plan(IDS, 1), r"k from 1 to 1, the experts, got int64\[2,2\]"),
+        (lambda: moe_plan(fa.asarray(1), 3), r"ids must be \[\.\.\., k\]"),
+        (lambda: moe_plan(fa.zeros((2, 0), dtype="i64"), 3), "k from 1 to 3"),
+        (lambda: moe_plan(IDS, 0), "E must be an integer at least 1, got 0"),
+        (lambda: moe_plan(IDS, 3, block=0), "block must be an integer at least 1, got 0"),
+        (lambda: moe_plan(IDS, 3, block=True), "block must be an integer"),
+        (lambda: moe_permute(fa.ones((3, 4)), PLAN), r"the plan's tokens \(2,\), got float32\[3,4\]"),
+        (lambda: moe_permute(fa.asarray(1.0), PLAN), "the plan's tokens"),
+        (lambda: moe_combine(fa.ones((3, 4)), PLAN, fa.ones((2, 2))), r"y must be \[4, D\].* got float32\[3,4\]"),
+        (lambda: moe_combine(fa.ones((4, 4)), PLAN, fa.ones((2, 1))), r"the plan's shape \(2, 2\), got float32\[2,1\]"),
+        (
+            lambda: moe_combine(fa.ones((4, 4)), PLAN, fa.ones((2, 2)), residual=fa.ones((2, 3))),
+            r"residual must have shape \(2, 4\), got float32\[2,3\]",
+        ),
+        (lambda: grouped_linear(fa.ones((4, 5)), fa.ones((3, 6, 4)), PLAN.offsets), "with one K"),
+        (lambda: grouped_linear(fa.ones((4, 4)), fa.ones((6, 4)), PLAN.offsets), "with one K"),
+        (lambda: grouped_linear(fa.ones((4, 4)), fa.ones((4, 6, 4)), PLAN.offsets), r"offsets must have shape \(5,\)"),
+        (
+            lambda: grouped_linear(fa.ones((4, 4)), fa.ones((3, 6, 4)), PLAN.offsets, fa.ones((3, 4))),
+            r"bias must have shape \(3, 6\), got float32\[3,4\]",
+        ),
+        *(
+            (
+                lambda o=o: grouped_linear(fa.ones((4, 4)), fa.ones((2, 6, 4)), fa.asarray(o)),
+                "offsets must begin with 0",
+            )
+            for o in ([1, 2, 4], [0, 3, 2], [0, 2, 5], [-1, 2, 4])
+        ),
+        (lambda: moe_ffn(**{**NET, "x": fa.ones((2, 5))}), r"must share K; got x float32\[2,5\]"),
+        (lambda: moe_ffn(**{**NET, "w13": fa.ones((6, 4))}), "w13 must have three axes"),
+        (lambda: moe_ffn(**{**NET, "w13": fa.ones((3, 5, 4))}), "must share E and I"),
+        (lambda: moe_ffn(**{**NET, "w2": fa.ones((2, 4, 3))}), "must share E and I"),
+        (lambda: moe_ffn(**{**NET, "ids": fa.zeros((2, 4), dtype="i64")}), r"k from 1 to 3"),
+        (lambda: moe_ffn(**{**NET, "ids": fa.zeros((3, 2), dtype="i64")}), r"ids must be \(2,\) and k"),
+        (lambda: moe_ffn(**{**NET, "w": fa.ones((2, 1))}), r"w must be \(2,\) and k"),
+        (lambda: moe_ffn(**NET, b13=fa.ones((3, 3))), r"b13 must have shape \(3, 6\)"),
+        (lambda: moe_ffn(**NET, b2=fa.ones((3, 3))), r"b2 must have shape \(3, 4\)"),
+        (lambda: moe_ffn(**NET, limit=-1.0), "moe_ffn: limit must be finite and above 0"),
+        (lambda: moe_ffn(**NET, kind="relu", alpha=2.0), "moe_ffn: alpha=2.0 belongs to kind 'silu'"),
+        (lambda: moe_ffn(**NET, kind="swish"), "moe_ffn: .*'swish'"),
+        (lambda: RoutePlan(PLAN.inverse, PLAN.inverse, PLAN.offsets), r"order must be \[R\]"),
+        (lambda: RoutePlan(PLAN.order, PLAN.inverse, PLAN.offsets[:0]), r"offsets \[E \+ 1\]"),
+    ],
+)
+def test_bad_values_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("bad", [3, -1, 2**62])
+def test_experts_that_do_not_exist(device: fa.Device, bad: int) -> None:
+    ids = fa.asarray([[0, 1], [bad, 1]], device=device)
+    net = {name: x.to_device(device) for name, x in NET.items()}
+    with pytest.raises(IndexError, match=f"moe_plan: ids run from {min(bad, 0)} to {max(bad, 1)}, .* 3 experts"):
+        moe_plan(ids, 3)
+    with pytest.raises(IndexError, match=f"moe_ffn: ids run from {min(bad, 0)} to {max(bad, 1)}, .* 3 experts"):
+        moe_ffn(**{**net, "ids": ids})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: moe_plan(fa.ones((2, 2)), 3), r"ids must be a Tensor of integers, got float32\[2,2\]"),
+        (lambda: moe_plan([[1]], 3), "ids must be a Tensor of integers, got list"),
+        (lambda: moe_permute(IDS, PLAN), "x must be real floating-point, got int64"),
+        (lambda: moe_combine(fa.ones((4, 4)), PLAN, IDS), "w must be real floating-point, got int64"),
+        (
+            lambda: grouped_linear(fa.ones((4, 4)), fa.ones((3, 6, 4), dtype="f16"), PLAN.offsets),
+            r"w is float16\[3,6,4\] but the input is float32\[4,4\]",
+        ),
+        (
+            lambda: grouped_linear(fa.ones((4, 4)), fa.ones((3, 6, 4)), PLAN.offsets.astype("f32")),
+            "offsets must be a Tensor of integers",
+        ),
+        (
+            lambda: grouped_linear(fa.ones((4, 4)), fa.ones((3, 6, 4)), PLAN.offsets, fa.ones((3, 6), dtype="f16")),
+            "bias is float16",
+        ),
+        (lambda: moe_ffn(**{**NET, "w2": NET["w2"].astype("f16")}), "w2 is float16"),
+        (lambda: moe_ffn(**{**NET, "ids": NET["w"]}), "ids must be a Tensor of integers"),
+        (lambda: moe_ffn(**{**NET, "w": IDS}), "w must be real floating-point"),
+        (
+            lambda: RoutePlan(PLAN.order.astype("i32"), PLAN.inverse, PLAN.offsets),
+            r"order must be int64, got int32\[4\]",
+        ),
+    ],
+)
+def test_bad_types_are_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@pytest.mark.mlx
+@pytest.mark.parametrize("name", ["w13", "w2", "ids", "w"])
+def test_devices_that_do_not_fit(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} is on device mlx:cpu but the input on cpu"):
+        moe_ffn(**{**NET, name: NET[name].to_device("mlx:cpu")})
+    with pytest.raises(ValueError, match="the plan is on device cpu but the input on mlx:cpu"):
+        moe_permute(NET["x"].to_device("mlx:cpu"), PLAN)
+
+
+def test_explained() -> None:
+    mixed = {**{name: x.astype("f16") for name, x in NET.items() if name != "ids"}, "ids": IDS}
+    with use_fast_paths(False):
+        found = explain(moe_ffn, **mixed, b13=fa.ones((3, 6)), limit=7.0, alpha=1.702, up_offset=1.0)
+        assert found.features == ("silu", "limit", "alpha", "up_offset", "b13", "mixed")
+        assert explain(moe_plan, IDS, 3, block=2).features == ("block",)
+        assert explain(moe_permute, NET["x"], PLAN).features == ()
+        assert explain(grouped_linear, fa.ones((4, 4)), NET["w13"], PLAN.offsets, fa.ones((3, 6))).features == ("bias",)
+        residual = fa.ones((2, 4), dtype="f16")
+        found = explain(moe_combine, fa.ones((4, 4)), PLAN, NET["w"], residual=residual)
+        assert found.features == ("residual", "mixed")
