@@ -15,7 +15,8 @@ from ferrum_ops.moe_routing import moe_route
 from ferrum_ops.norm import l2_norm, layer_norm, rms_norm
 from ferrum_ops.registry import Explanation, explain, fast_paths, use_fast_paths
 from ferrum_ops.rope import qk_norm_rope, rope, rope_table
-from ferrum_ops.rope_scaling import (
+from ferrum_ops.rope_config import rope_frequencies, rope_scaling
+from ferrum_ops.rope_scalings import (
     DynamicScaling,
     LinearScaling,
     Llama3Scaling,
@@ -23,8 +24,6 @@ from ferrum_ops.rope_scaling import (
     ProportionalScaling,
     RopeScaling,
     YarnScaling,
-    rope_frequencies,
-    rope_scaling,
 )
 from ferrum_ops.types import SequenceMeta
 

@@ -10,7 +10,8 @@ from ferrum_array import Device, Dtype, Tensor
 from ferrum_ops.checks import accumulator, alike, describe, floating
 from ferrum_ops.norm import check_rms_norm, mixed, rms_norm
 from ferrum_ops.registry import Op
-from ferrum_ops.rope_scaling import RopeScaling, rope_frequencies, rope_scaling
+from ferrum_ops.rope_config import rope_frequencies, rope_scaling
+from ferrum_ops.rope_scalings import RopeScaling
 
 __all__ = ["qk_norm_rope", "rope", "rope_table"]
 

@@ -1,4 +1,4 @@
-"""The frequencies of rotary position embedding, and how models stretch them to longer texts.
+"""How models stretch the frequencies of rotary position embedding to longer texts.
 
 Plain Python numbers, so that every storage gets the same frequencies to the last bit.
 """
@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 __all__ = [
     "DynamicScaling",
@@ -20,11 +19,15 @@ __all__ = [
     "ProportionalScaling",
     "RopeScaling",
     "YarnScaling",
-    "rope_frequencies",
-    "rope_scaling",
 ]
 
 Frequencies = tuple[float, ...]
+
+
+@lru_cache(maxsize=64)
+def plain_frequencies(dim: int, theta: float) -> Frequencies:
+    """Frequency i is ``theta ** (-2 i / dim)``."""
+    return tuple(theta ** (-i / dim) for i in range(0, dim, 2))
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class LinearScaling(RopeScaling):
 
     def frequencies(self, dim: int, theta: float, length: int) -> Frequencies:
         """All divided by the factor."""
-        return tuple(f / self.factor for f in _plain(dim, theta))
+        return tuple(f / self.factor for f in plain_frequencies(dim, theta))
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ class DynamicScaling(RopeScaling):
         if dim == 2:
             raise ValueError("rope: dynamic scaling needs dim of at least 4, got 2")
         stretch = self.factor * max(length / self.max_position_embeddings, 1.0) - (self.factor - 1.0)
-        return _plain(dim, theta * stretch ** (dim / (dim - 2)))
+        return plain_frequencies(dim, theta * stretch ** (dim / (dim - 2)))
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,8 @@ class YarnScaling(RopeScaling):
         width = high - low if high != low else 0.001  # a ramp of no width is a step
         blend = (min(max((i - low) / width, 0.0), 1.0) for i in range(dim // 2))
         return tuple(
-            f * (1.0 - part) + f / self.factor * part for f, part in zip(_plain(dim, theta), blend, strict=True)
+            f * (1.0 - part) + f / self.factor * part
+            for f, part in zip(plain_frequencies(dim, theta), blend, strict=True)
         )
 
     @property
@@ -237,7 +241,7 @@ class LongRopeScaling(RopeScaling):
                     f"rope: {name} must have dim / 2 numbers, {dim // 2} for dim={dim}, got {len(divisors)}"
                 )
         divisors = self.long_factor if long else self.short_factor
-        return tuple(f / divisor for f, divisor in zip(_plain(dim, theta), divisors, strict=True))
+        return tuple(f / divisor for f, divisor in zip(plain_frequencies(dim, theta), divisors, strict=True))
 
     @property
     def magnitude(self) -> float:
@@ -288,7 +292,7 @@ class Llama3Scaling(RopeScaling):
             kept = min(max(kept, 0.0), 1.0)
             return f * kept + f / self.factor * (1.0 - kept)
 
-        return tuple(map(scaled, _plain(dim, theta)))
+        return tuple(map(scaled, plain_frequencies(dim, theta)))
 
 
 @dataclass(frozen=True)
@@ -317,132 +321,4 @@ class ProportionalScaling(RopeScaling):
     def frequencies(self, dim: int, theta: float, length: int) -> Frequencies:
         """The first ones divided by the factor, then zeros."""
         turning = int(self.partial_rotary_factor * dim // 2)
-        return tuple(f / self.factor if i < turning else 0.0 for i, f in enumerate(_plain(dim, theta)))
-
-
-#: kinds by their name in configs; a value of None asks for plain frequencies
-_KINDS: dict[str, type[RopeScaling] | None] = {
-    "default": None,
-    **{
-        kind.name: kind
-        for kind in (
-            LinearScaling,
-            DynamicScaling,
-            YarnScaling,
-            LongRopeScaling,
-            Llama3Scaling,
-            ProportionalScaling,
-        )
-    },
-}
-#: older names
-_ALIASES = {"mrope": "default", "su": "longrope"}
-#: entries that no scaling has, but its neighbours
-_BESIDE = ("rope_theta", "max_position_embeddings", "mrope_section", "mrope_interleaved")
-
-
-def rope_scaling(config: Mapping[str, Any]) -> RopeScaling | None:
-    """The scaling that the ``rope_parameters`` or ``rope_scaling`` of a model's config asks for; None for none.
-
-    ``rope_type``, in older configs ``type``, names it; the old names ``su`` (``longrope``) and ``mrope`` (``default``)
-    are known. Entries that are null count as absent. Beside the entries of the kind there may be ``rope_theta``,
-    ``mrope_section`` and ``mrope_interleaved``, which ``rope_table`` reads, and ``max_position_embeddings``: where
-    ``factor`` is absent, ``yarn`` and ``longrope`` divide it by ``original_max_position_embeddings``.
-
-    Raises:
-        ValueError: for an unknown kind or entry, listing those that are known, and for entries that are missing or out
-        of range.
-
-    Examples:
-        >>> from ferrum_ops import rope_scaling
-        >>> rope_scaling({"rope_type": "linear", "factor": 8.0, "rope_theta": 10000.0})
-        LinearScaling(factor=8.0)
-        >>> rope_scaling({"type": "linear", "size": 8.0})
-        Traceback (most recent call last):
-        ...
-        ValueError: rope_scaling: no entry is called 'size' for 'linear'; known are factor, rope_type, ...
-    """
-    given = {key: value for key, value in config.items() if value is not None}
-    names = {_ALIASES.get(name, name) for key in ("rope_type", "type") if (name := given.pop(key, None)) is not None}
-    if len(names) > 1:
-        raise ValueError(f"rope_scaling: rope_type is {config['rope_type']!r} but type is {config['type']!r}")
-    name = names.pop() if names else "default"
-    if name not in _KINDS:
-        raise ValueError(f"rope_scaling: no kind is called {name!r}; known are {', '.join((*_KINDS, *_ALIASES))}")
-    kind = _KINDS[name]
-    entries = () if kind is None else fields(kind)
-    allowed = [entry.name for entry in entries]
-    for key in given:
-        if key == "partial_rotary_factor" and key not in allowed:
-            if given[key] == 1.0:
-                continue
-            raise ValueError(
-                f"rope_scaling: partial_rotary_factor={given[key]!r} is a share of the head dimension; "
-                "give rope_table the dimensions that rotate as dim, and leave it out here"
-            )
-        if key not in allowed and key not in _BESIDE:
-            known = ", ".join(dict.fromkeys((*allowed, "rope_type", "type", *_BESIDE)))
-            raise ValueError(f"rope_scaling: no entry is called {key!r} for {name!r}; known are {known}")
-    longest, original = given.get("max_position_embeddings"), given.get("original_max_position_embeddings")
-    if kind in (YarnScaling, LongRopeScaling) and longest is not None and original is not None:
-        given.setdefault("factor", longest / original)
-    found = {key: given[key] for key in allowed if key in given}
-    if missing := [entry.name for entry in entries if entry.default is MISSING and entry.name not in found]:
-        raise ValueError(f"rope_scaling: {name!r} needs {', '.join(missing)}; got {', '.join(found) or 'nothing'}")
-    return None if kind is None else kind(**found)
-
-
-def rope_frequencies(
-    dim: int, theta: float, scaling: RopeScaling | Mapping[str, Any] | None = None, *, length: int | None = None
-) -> tuple[tuple[float, ...], float]:
-    """The dim / 2 frequencies, in radians per position, and the factor of cosines and sines.
-
-    Without *scaling*, frequency i is ``theta ** (-2 i / dim)``. Computed in double precision.
-
-    Args:
-        dim: how many dimensions rotate; two for each frequency.
-        theta: the base.
-        scaling: how the frequencies are stretched; the entries of a config are read by ``rope_scaling``.
-        length: how long the sequence is; for scalings that depend on it.
-
-    Source: Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021.
-
-    Raises:
-        TypeError: if *scaling* is no scaling. ValueError: for an odd *dim*, a *theta* that is not finite and above 1,
-        a missing or negative *length*, and a scaling that does not fit.
-
-    Examples:
-        >>> from ferrum_ops import rope_frequencies
-        >>> rope_frequencies(8, 10000.0)
-        ((1.0, 0.1, 0.01, 0.001), 1.0)
-    """
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2 or dim % 2:
-        raise ValueError(f"rope: dim must be an even integer of at least 2, got {dim!r}")
-    if not (math.isfinite(theta) and theta > 1):
-        raise ValueError(f"rope: theta must be finite and above 1, got {theta}")
-    if isinstance(scaling, Mapping):
-        other = scaling.get("rope_theta")
-        if other is not None and other != theta:
-            raise ValueError(f"rope: theta is {theta}, but the entries of scaling say rope_theta={other}")
-        scaling = rope_scaling(scaling)
-    if length is not None and length < 0:
-        raise ValueError(f"rope: length must not be negative, got {length}")
-    if scaling is None:
-        return _plain(dim, float(theta)), 1.0
-    if not isinstance(scaling, RopeScaling):
-        raise TypeError(
-            f"rope: scaling must be a RopeScaling, the entries of a config, or None, got {type(scaling).__name__}"
-        )
-    if scaling.by_length and length is None:
-        raise ValueError(f"rope: {scaling.name} scaling depends on the length of the sequence; pass length")
-    return _scaled(scaling, dim, float(theta), length if scaling.by_length and length is not None else 0)
-
-
-@lru_cache(maxsize=256)
-def _scaled(scaling: RopeScaling, dim: int, theta: float, length: int) -> tuple[Frequencies, float]:
-    return scaling.frequencies(dim, theta, length), scaling.magnitude
-
-
-@lru_cache(maxsize=64)
-def _plain(dim: int, theta: float) -> Frequencies:
-    return tuple(theta ** (-i / dim) for i in range(0, dim, 2))
+        return tuple(f / self.factor if i < turning else 0.0 for i, f in enumerate(plain_frequencies(dim, theta)))
