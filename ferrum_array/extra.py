@@ -1,6 +1,7 @@
-"""Functions beside the standard that array programs ask for most, under the names and meanings of array-api-extra.
+"""Functions beside the standard that array programs ask for most.
 
-All are composed of the standard's functions, and so run on every storage.
+All but one have the names and meanings of array-api-extra and are composed of the standard's functions. ``bitcast`` is
+the one that the standard lacks: every storage has its own.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from ferrum_array.elementwise import equal, isfinite, isnan, less_equal, logical
 from ferrum_array.manipulation import expand_dims, reshape
 from ferrum_array.searching import where
 from ferrum_array.sets import unique_values
+from ferrum_array.spec import spec_of
 from ferrum_array.tensor import Scalar, Tensor, wrap
 from ferrum_array.utility import all as all_
 
-__all__ = ["allclose", "atleast_nd", "create_diagonal", "isclose", "kron", "nan_to_num", "nunique", "one_hot", "pad"]
+__all__ = [
+    "allclose", "atleast_nd", "bitcast", "create_diagonal", "isclose", "kron", "nan_to_num", "nunique", "one_hot",
+    "pad",
+]  # fmt: skip
 
 
 def isclose(a: Operand, b: Operand, *, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
@@ -65,6 +70,42 @@ def atleast_nd(x: Tensor, /, *, ndim: int) -> Tensor:
     """
     x = tensor("atleast_nd", x)
     return reshape(x, (1,) * (integer("atleast_nd", "ndim", ndim) - x.ndim) + x.shape)
+
+
+def bitcast(x: Tensor, dtype: Any, /) -> Tensor:
+    """The bits of *x* read as numbers of *dtype*, bytes in little-endian order.
+
+    If *dtype* is smaller than that of *x*, the last axis becomes longer, and shorter if it is larger: [..., n] of 4
+    bytes each is [..., 4 * n] of one byte. No bit changes, those of a NaN neither.
+
+    Raises:
+        TypeError: if *dtype* is bool, of which bytes other than 0 and 1 are no values.
+        ValueError: if elements of different sizes have no last axis, or it does not give whole elements.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> fa.bitcast(fa.asarray([1.0, -2.0], dtype="f16"), "u8")
+        Tensor([  0,  60,   0, 192], dtype=uint8)
+        >>> fa.bitcast(fa.asarray([0, 60], dtype="u8"), "f16")
+        Tensor([1.], dtype=float16)
+    """
+    x = tensor("bitcast", x)
+    wanted = Dtype(dtype)
+    if wanted is x.dtype:
+        return x.copy()
+    if wanted is Dtype.BOOL:
+        raise TypeError(f"bitcast: bits of {x._summary()} are not booleans; read them as uint8 and write x != 0")
+    spec = spec_of(wanted, x.device)
+    old, new = x.dtype.bytes_per_elem, wanted.bytes_per_elem
+    if old == new:
+        return wrap(spec.call["bitcast"](x._data), spec)
+    if not x.ndim or (x.shape[-1] * old) % new:
+        raise ValueError(
+            f"bitcast: the last axis of {x._summary()} must hold a whole number of {wanted} elements of {new} bytes"
+        )
+    if not x.size:
+        return zeros((*x.shape[:-1], x.shape[-1] * old // new), dtype=wanted, device=x.device)
+    return wrap(spec.call["bitcast"](x._data), spec)
 
 
 def create_diagonal(x: Tensor, /, *, offset: int = 0) -> Tensor:

@@ -34,6 +34,7 @@ elementwise (two operands)          ``f(x1, x2)``: one dtype, shapes broadcast; 
 ``copy``                            ``f(x)``: a new, contiguous, writable array
 ``astype``                          ``f(x)``: *x* of any dtype, converted to the dtype that was asked for
 ``view_real``                       ``f(x)``: complex [...] -> real [..., 2]
+``bitcast``                         ``f(x)``: the bits of *x* as the dtype that was asked for; the last axis follows
 ``full empty``                      ``f(shape, value)``, ``f(shape)``
 ``arange linspace eye``             ``f(start, step, count)``, ``f(start, stop, num, endpoint)``, ``f(rows, cols, k)``
 ``matmul vecdot``                   as the standard's, last axes; *vecdot* conjugates its first operand

@@ -36,7 +36,7 @@ _NUMPY_NAMES = {
 #: Functions that only move elements: right for every dtype as they are.
 MOVES = frozenset(
     ("reshape", "broadcast_to", "permute_dims", "concat", "flip", "roll", "tril", "triu", "diagonal", "copy", "take")
-    + ("take_along_axis", "repeat", "getitem", "setitem", "where", "full", "empty", "astype", "eye")
+    + ("take_along_axis", "repeat", "getitem", "setitem", "where", "full", "empty", "astype", "eye", "bitcast")
 )
 
 #: Functions that NumPy computes in float32 for float16 operands by itself, or exactly; the rest are widened by us.
@@ -116,6 +116,11 @@ class SharedBackend(Backend):
 
     def make_astype(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
         return lambda x: self.cast(x, raw)
+
+    def make_bitcast(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
+        # where elements become larger or smaller, those of the last axis must lie side by side
+        contiguous, size = self.xp.ascontiguousarray, raw.itemsize
+        return lambda x: (x if x.dtype.itemsize == size else contiguous(x)).view(raw)
 
     def make_full(self, raw: Any, dtype: Dtype) -> Callable[..., Raw]:
         return lambda shape, value: self.xp.full(shape, value, dtype=raw)

@@ -74,6 +74,10 @@ class Arrays(Chapter):
 
         return astype
 
+    def make_bitcast(self, dtype: Dtype) -> Callable[[mx.array], mx.array]:
+        s, raw = self.stream, RAW_DTYPES[dtype]
+        return lambda x: mx.view(x, raw, stream=s)
+
     def fn_copy(self, x: mx.array) -> mx.array:
         # a handle of its own; memory moves only where the elements do not lie in order
         return mx.contiguous(x, stream=self.stream)
