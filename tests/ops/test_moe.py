@@ -167,7 +167,8 @@ def test_combining_rounds_once(device: fa.Device) -> None:
     assert moe_combine(y, plan, fa.ones((1, 4), device=device), residual=residual).item() == 2052.0
     # and a wide residual keeps its digits till the end
     residual = fa.asarray([[2049.0]], device=device)
-    assert moe_combine(y, plan, fa.ones((1, 4), device=device), residual=residual).item() == 2052.0
+    one = fa.asarray([[1.0, 0.0, 0.0, 0.0]], device=device)
+    assert moe_combine(y, plan, one, residual=residual).item() == 2050.0
     assert residual.item() == 2049.0
 
 

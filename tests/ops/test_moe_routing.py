@@ -158,6 +158,15 @@ def test_the_bias_chooses_and_does_not_weigh(device: fa.Device) -> None:
     assert weights.tolist() == [[0.5, 0.5]]
 
 
+def test_a_bias_may_choose_among_scores_that_vanish(device: fa.Device) -> None:
+    logits = fa.asarray([[0.0, -500.0, -501.0]], device=device)
+    bias = fa.asarray([0.0, 9.0, 9.0], device=device)
+    for score in ("softmax", "sigmoid"):
+        ids, weights = moe_route(logits, 2, score=score, bias=bias)
+        assert ids.tolist() == [[1, 2]]
+        assert wide(weights)[0] == pytest.approx(special.softmax([1.0, 0.0]))
+
+
 def test_a_group_counts_its_two_best(device: fa.Device) -> None:
     # by its best the first would win, by the sum of all the last
     logits = fa.asarray([[5.0, -5.0, -5.0, 2.0, 2.0, -9.0, 0.5, 0.5, 0.5]], device=device)
