@@ -6,21 +6,27 @@ import math
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import accumulator, alike, describe, floating
+from ferrum_ops.checks import accumulator, alike, describe, floating, integers
+from ferrum_ops.registry import Op
 
 __all__ = ["embedding"]
 
+_EMBEDDING: Op[Tensor] = Op("embedding")
+
 
 def embedding(table: Tensor, ids: Tensor, *, scale: float | None = None) -> Tensor:
-    """The rows *ids* of *table*: table [V, D] and integer ids [...] give [..., D] in the table's
-    dtype.
+    """The rows *ids* of *table*: table [V, D] and integer ids [...] give [..., D] in the table's dtype.
 
-    With *scale*, rows are multiplied by it in float32 (float64 for float64) and rounded once.
+    With *scale*, rows are multiplied by it in float32 (float64 for float64) and rounded once; without it they are
+    exact copies. That ids are in range is checked by reading back their least and greatest.
+
+    Source: Bengio et al., "A neural probabilistic language model", 2003; Vaswani et al., "Attention is all you need",
+    2017, for the scale.
 
     Raises:
         TypeError: if *table* is not real floating-point, or *ids* are not integers.
-        IndexError: for an id below 0 or not below V. ValueError: if *table* is not 2-D, or the
-        devices differ.
+        IndexError: for an id below 0 or not below V. ValueError: if *table* is not 2-D, the devices differ, or *scale*
+        is not finite.
 
     Examples:
         >>> import ferrum_array as fa
@@ -31,16 +37,17 @@ def embedding(table: Tensor, ids: Tensor, *, scale: float | None = None) -> Tens
                 [2., 4.]])
     """
     floating("embedding", "table", table)
-    if not isinstance(ids, Tensor) or not ids.dtype.is_integer:
-        raise TypeError(
-            f"embedding: ids must be a Tensor of integers, got "
-            f"{describe(ids) if isinstance(ids, Tensor) else type(ids).__name__}"
-        )
+    integers("embedding", "ids", ids)
     alike("embedding", table, "ids", ids, dtype=False)
     if table.ndim != 2:
         raise ValueError(f"embedding: table must be [V, D], got {describe(table)}")
     if scale is not None and not math.isfinite(scale):
         raise ValueError(f"embedding: scale must be finite, got {scale}")
+    return _EMBEDDING(table.device, (table.dtype,), () if scale is None else ("scale",), table, ids, scale)
+
+
+@_EMBEDDING.reference
+def _embedding(table: Tensor, ids: Tensor, scale: float | None) -> Tensor:
     if ids.size:
         low, high = int(fa.min(ids)), int(fa.max(ids))
         if low < 0 or high >= table.shape[0]:

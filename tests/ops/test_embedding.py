@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from ferrum_ops import embedding
+from ferrum_ops import embedding, explain
 from tests.array.oracle import to_dtype, wide
 from tests.ops.oracle import floats, make, noise
 
@@ -51,6 +51,21 @@ def test_ids_outside_the_table(device: fa.Device, ids: list[int]) -> None:
         embedding(fa.ones((3, 2), device=device), fa.asarray(ids, dtype="i64", device=device))
 
 
+def test_what_is_in_use_is_told() -> None:
+    table, ids = fa.ones((3, 2), dtype="f16"), fa.asarray([0])
+    plain, scaled = explain(embedding, table, ids), explain(embedding, table, ids, scale=2.0)
+    assert (plain.op, plain.dtypes, plain.features) == ("embedding", (fa.float16,), ())
+    assert scaled.features == ("scale",)
+
+
+def test_as_in_torch() -> None:
+    import torch
+
+    table, ids = noise(1, 7, 5).astype(np.float32), np.asarray([[6, 0], [3, 3]])
+    want = torch.nn.functional.embedding(torch.from_numpy(ids), torch.from_numpy(table))
+    assert (embedding(fa.asarray(table), fa.asarray(ids)).numpy() == want.numpy()).all()
+
+
 def test_bad_input_is_refused() -> None:
     table = fa.ones((3, 2))
     with pytest.raises(TypeError, match=r"integers, got float32\[1\]"):
@@ -63,3 +78,9 @@ def test_bad_input_is_refused() -> None:
         embedding(fa.ones(3), fa.asarray([0]))
     with pytest.raises(ValueError, match="scale must be finite, got nan"):
         embedding(table, fa.asarray([0]), scale=fa.nan)
+
+
+@pytest.mark.mlx
+def test_another_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="embedding: ids is on device mlx:cpu but the input on cpu"):
+        embedding(fa.ones((3, 2)), fa.asarray([0], device="mlx:cpu"))
