@@ -10,6 +10,7 @@ from ferrum_ops.activation import ActivationKind, activation, gated_activation, 
 from ferrum_ops.attention import attention
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
+from ferrum_ops.lora import lora_delta
 from ferrum_ops.moe import RoutePlan, grouped_linear, moe_combine, moe_ffn, moe_permute, moe_plan
 from ferrum_ops.moe_routing import moe_route
 from ferrum_ops.norm import l2_norm, layer_norm, rms_norm
@@ -49,6 +50,7 @@ __all__ = [
     "l2_norm",
     "layer_norm",
     "linear",
+    "lora_delta",
     "moe_combine",
     "moe_ffn",
     "moe_permute",
