@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from ferrum_ops.activation import ActivationKind, activation, gated_activation, sigmoid_gate, softcap
 from ferrum_ops.attention import attention
+from ferrum_ops.cores import set_threads, threads
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
 from ferrum_ops.lora import lora_delta
 from ferrum_ops.moe import RoutePlan, grouped_linear, moe_combine, moe_ffn, moe_permute, moe_plan
 from ferrum_ops.moe_routing import moe_route
 from ferrum_ops.norm import l2_norm, layer_norm, rms_norm
+from ferrum_ops.quant.tensor import QuantTensor
+from ferrum_ops.quantize import dequantize, quantize, repack
 from ferrum_ops.registry import Explanation, explain, fast_paths, use_fast_paths
 from ferrum_ops.rope import qk_norm_rope, rope, rope_table
 from ferrum_ops.rope_config import rope_frequencies, rope_scaling
@@ -36,12 +39,14 @@ __all__ = [
     "Llama3Scaling",
     "LongRopeScaling",
     "ProportionalScaling",
+    "QuantTensor",
     "RopeScaling",
     "RoutePlan",
     "SequenceMeta",
     "YarnScaling",
     "activation",
     "attention",
+    "dequantize",
     "embedding",
     "explain",
     "fast_paths",
@@ -57,12 +62,16 @@ __all__ = [
     "moe_plan",
     "moe_route",
     "qk_norm_rope",
+    "quantize",
+    "repack",
     "rms_norm",
     "rope",
     "rope_frequencies",
     "rope_scaling",
     "rope_table",
+    "set_threads",
     "sigmoid_gate",
     "softcap",
+    "threads",
     "use_fast_paths",
 ]

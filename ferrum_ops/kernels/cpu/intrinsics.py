@@ -1,0 +1,176 @@
+"""Arithmetic inside compiled code that numba does not have: 16-bit floats, and exponentials that become vectors.
+
+Elements are read and written by ``get`` and ``put``, which go by the type of the array: float32, bfloat16 as ``uint16``
+and float16 as ``int16`` (see ``arrays``) are read as float32. Writing rounds
+to the nearest, ties to even; NaN stays NaN and what is too large becomes infinite. Places count from 0 and are not
+checked, which is also what lets loops over them become vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types as untyped_types
+from numba.core import cgutils as untyped
+
+from ferrum_ops.kernels.cpu.jit import intrinsic
+
+__all__ = ["exp", "exp_below", "get", "get_int", "get_int8", "narrow_bf16", "put", "widen_bf16"]
+
+types: Any = untyped_types  # numba's types are of some versions and incomplete
+cgutils: Any = untyped
+
+_I8, _I16, _I32, _F16, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.HalfType(), ir.FloatType()
+#: A flag of its own keeps an instruction from getting the flags of its kernel, which let sums be taken in any order.
+_AS_WRITTEN = ("contract",)
+
+Emit = Callable[[Any, Any], Any]
+
+
+def widen_bf16(builder: Any, value: Any) -> Any:
+    """float32 from the bits of a bfloat16."""
+    return builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), _F32)
+
+
+def narrow_bf16(builder: Any, value: Any) -> Any:
+    """The bits of the bfloat16 next to a float32."""
+    word = builder.bitcast(value, _I32)
+    odd = builder.and_(builder.lshr(word, _I32(16)), _I32(1))
+    rounded = builder.add(word, builder.add(odd, _I32(0x7FFF)))
+    quiet = builder.or_(word, _I32(0x400000))  # rounding could turn a NaN into an infinity
+    nan = builder.fcmp_unordered("uno", value, value, flags=_AS_WRITTEN)
+    return builder.trunc(builder.lshr(builder.select(nan, quiet, rounded), _I32(16)), _I16)
+
+
+def _widen_f16(builder: Any, value: Any) -> Any:
+    return builder.fpext(builder.bitcast(value, _F16), _F32)
+
+
+def _narrow_f16(builder: Any, value: Any) -> Any:
+    return builder.bitcast(builder.fptrunc(value, _F16), _I16)
+
+
+def _same(_builder: Any, value: Any) -> Any:
+    return value
+
+
+#: how elements of a type are read, and written
+_KINDS: dict[Any, tuple[Emit, Emit]] = {
+    types.float32: (_same, _same),
+    types.uint16: (widen_bf16, narrow_bf16),
+    types.int16: (_widen_f16, _narrow_f16),
+}
+
+
+def _place(context: Any, builder: Any, array: Any, value: Any, index: Any) -> Any:
+    data = context.make_array(array)(context, builder, value).data
+    return builder.gep(data, [index], inbounds=True)
+
+
+@intrinsic
+def get(_typing: Any, array: Any, _index: Any) -> Any:
+    """The element at a place of an array with one axis, as a number to compute with."""
+    widen = _KINDS[array.dtype][0]
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return widen(builder, builder.load(_place(context, builder, array, *args)))
+
+    return types.float32(array, types.intp), generate
+
+
+@intrinsic
+def put(_typing: Any, array: Any, _index: Any, _value: Any) -> Any:
+    """Write a number to a place of an array with one axis, rounded to the array's type."""
+    narrow = _KINDS[array.dtype][1]
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.store(narrow(builder, args[2]), _place(context, builder, array, *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float32), generate
+
+
+@intrinsic
+def get_int8(_typing: Any, array: Any, _index: Any) -> Any:
+    """The int8 at a place, as float32."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        word = builder.sext(builder.load(_place(context, builder, array, *args)), _I32)
+        return builder.sitofp(word, _F32)
+
+    return types.float32(array, types.intp), generate
+
+
+@intrinsic
+def get_int(_typing: Any, array: Any, _index: Any) -> Any:
+    """The int8 at a place, as int32; products and sums of such stay int32 and become vectors."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.sext(builder.load(_place(context, builder, array, *args)), _I32)
+
+    return types.int32(array, types.intp), generate
+
+
+# exp(x) = 2**n * exp(r) with n = round(x / log(2)) and |r| <= log(2) / 2. Adding 1.5 * 2**23 rounds to an integer,
+# which the lowest bits of the sum then hold, and NaN goes its way through all of it. log(2) comes in two parts, of
+# which the first has few digits, so that its product with n is exact. exp(r) = 1 + r + r**2 * P(r); P comes from a
+# Remez exchange in 50 digits, and the relative error of this form is 3.2e-9.
+_PER_LOG2, _ROUND, _ROUND_BITS = 1.4426950408889634, 12582912.0, 0x4B400000
+_LOG2_HIGH, _LOG2_LOW = 0.693359375, -2.12194440054690583e-4
+_P = (0.49999993428, 0.16666519153, 0.041668374322, 0.008368896081, 0.0013816618457)
+
+
+def _reduced_exp(builder: Any, x: Any) -> tuple[Any, Any]:
+    """exp(r) and n, as above; *x* is between -104 and 89, or NaN."""
+
+    def times_plus(a: Any, b: Any, c: Any) -> Any:
+        return builder.fadd(builder.fmul(a, b, flags=_AS_WRITTEN), c, flags=_AS_WRITTEN)
+
+    number = _F32
+    shifted = times_plus(x, number(_PER_LOG2), number(_ROUND))
+    n = builder.fsub(shifted, number(_ROUND), flags=_AS_WRITTEN)
+    r = times_plus(n, number(-_LOG2_LOW), times_plus(n, number(-_LOG2_HIGH), x))
+    p = number(_P[-1])
+    for coefficient in _P[-2::-1]:
+        p = times_plus(p, r, number(coefficient))
+    p = times_plus(times_plus(p, r, number(1.0)), r, number(1.0))
+    return p, builder.sub(builder.bitcast(shifted, _I32), _I32(_ROUND_BITS))
+
+
+def _limited(builder: Any, compare: str, x: Any, limit: float) -> Any:
+    """*limit* where *x* compares with it so, else *x*: NaN stays."""
+    beyond = builder.fcmp_ordered(compare, x, _F32(limit), flags=_AS_WRITTEN)
+    return builder.select(beyond, _F32(limit), x)
+
+
+def _power(builder: Any, n: Any) -> Any:
+    return builder.bitcast(builder.shl(builder.add(n, _I32(127)), _I32(23)), _F32)
+
+
+@intrinsic
+def exp(_typing: Any, _x: Any) -> Any:
+    """exp of a float32, within 2 units in the last place: also infinite, 0, subnormal and NaN."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        x = _limited(builder, "<", _limited(builder, ">", args[0], 89.0), -104.0)
+        p, n = _reduced_exp(builder, x)
+        half = builder.ashr(n, _I32(1))  # 2**128 has no exponent of its own, so two factors
+        p = builder.fmul(p, _power(builder, half), flags=_AS_WRITTEN)
+        return builder.fmul(p, _power(builder, builder.sub(n, half)), flags=_AS_WRITTEN)
+
+    return types.float32(types.float32), generate
+
+
+@intrinsic
+def exp_below(_typing: Any, _x: Any) -> Any:
+    """exp of a float32 of at most 0, or NaN, within 2 units in the last place; 0 where it would be subnormal."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        p, n = _reduced_exp(builder, _limited(builder, "<", args[0], -87.0))
+        found = builder.fmul(p, _power(builder, n), flags=_AS_WRITTEN)
+        tiny = builder.fcmp_ordered("<", args[0], _F32(-87.0), flags=_AS_WRITTEN)
+        return builder.select(tiny, _F32(0.0), found)
+
+    return types.float32(types.float32), generate
