@@ -155,10 +155,10 @@ class BertLayer:
         return cls(
             config,
             Linear.load_joined(attended.at("self"), ("query", "key", "value"), size, size),
-            Linear.load(attended.at("output", "dense"), size, size),
+            Linear.load(attended.at("output", "dense"), size, size, bias=True),
             LayerNorm.load(attended.at("output", "LayerNorm"), size, eps),
-            Linear.load(weights.at("intermediate", "dense"), size, inner),
-            Linear.load(weights.at("output", "dense"), inner, size),
+            Linear.load(weights.at("intermediate", "dense"), size, inner, bias=True),
+            Linear.load(weights.at("output", "dense"), inner, size, bias=True),
             LayerNorm.load(weights.at("output", "LayerNorm"), size, eps),
         )
 

@@ -1,23 +1,49 @@
-"""Weights of a model by name, with every mismatch reported at once."""
+"""Weights of a model by name: read one at a time, with every mismatch reported at once."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
 
-__all__ = ["Weights"]
+__all__ = ["LinearFormat", "Weights"]
 
 _ENOUGH = 1000
 
+#: reads the weight of a linear layer that is stored in a form of its own: given the part of the weights that belongs
+#: to the layer and the shape [out, in], the weight, or None where the layer is stored as a dense one
+LinearFormat = Callable[["Weights", tuple[int, ...]], Tensor | None]
+
+
+@dataclass
+class _Shared:
+    """What all parts of the weights have in common."""
+
+    tensors: Mapping[str, Tensor]
+    source: str
+    device: Device | None
+    dtype: Dtype | None
+    formats: tuple[LinearFormat, ...]
+    problems: list[str] = field(default_factory=list)
+    taken: set[str] = field(default_factory=set)
+
 
 class Weights:
-    """The tensors of a file by name; layers take what they need, then :meth:`check` reports.
+    """The tensors of a model by name; layers take what they need, then :meth:`check` reports.
 
-    A missing tensor does not stop the loading: a placeholder takes its place, so that one error
+    Each tensor is moved to *device* and converted to *dtype* when it is taken, so that no more than the model and one
+    tensor are in memory. A missing tensor does not stop the loading: a placeholder takes its place, so that one error
     lists everything that does not fit.
+
+    Args:
+        tensors: the tensors by name, such as an open safetensors file.
+        source: what errors call them.
+        device: where they shall lie; where they are, if absent.
+        dtype: of floating tensors; as stored, if absent.
+        formats: readers of linear layers that are not stored as a dense ``weight``.
 
     Examples:
         >>> import ferrum_array as fa
@@ -32,61 +58,121 @@ class Weights:
         ValueError: a test does not fit its config: dense.bias is missing, expected shape (2,)
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        self._tensors = tensors
-        self._source = source
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        source: str,
+        *,
+        device: Device | None = None,
+        dtype: Dtype | None = None,
+        formats: Sequence[LinearFormat] = (),
+    ) -> None:
+        self._shared = _Shared(tensors, source, device, dtype, tuple(formats))
         self._prefix = ""
-        self._problems: list[str] = []
 
     @classmethod
     def load(cls, path: Path, *, device: Device | str | None = None, dtype: Dtype | str | None = None) -> Weights:
-        """The weights of a safetensors file, moved to *device* and converted to *dtype* if given.
+        """The weights of a safetensors file or an index of several, on *device* and in *dtype* if given.
 
         Raises:
             FileNotFoundError: if there is no such file. ValueError: if it is damaged.
         """
-        return cls(fa.io.load_safetensors(path, device=device, dtype=dtype), str(path))
+        where = fa.get_default_device() if device is None else Device(device)
+        return cls(fa.io.open_safetensors(path), str(path), device=where, dtype=None if dtype is None else Dtype(dtype))
 
     def __contains__(self, name: str) -> bool:
-        return self._prefix + name in self._tensors
+        return self._prefix + name in self._shared.tensors
 
     def at(self, *names: str | int) -> Weights:
         """The part whose names begin with *names*, joined by dots."""
-        part = Weights(self._tensors, self._source)
+        part = Weights.__new__(Weights)
+        part._shared = self._shared
         part._prefix = self._prefix + "".join(f"{name}." for name in names)
-        part._problems = self._problems  # one list for all parts
         return part
 
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor *name*, which must have this *shape*."""
-        full = self._prefix + name
-        found = self._tensors.get(full)
-        if found is not None and found.shape == shape and found.dtype.is_floating:
-            return found
+        """The tensor *name*, of real floating-point numbers and this *shape*."""
+        found = self.raw(name, shape)
         if found is None:
-            self._problems.append(f"{full} is missing, expected shape {shape}")
-        elif found.shape != shape:
-            self._problems.append(f"{full} has shape {found.shape}, expected {shape}")
-        else:
-            self._problems.append(f"{full} is {found.dtype}, expected real floating-point numbers")
-        if len(self._problems) == _ENOUGH:  # an absurd config asks for layers without end
-            self.check()
-        return fa.zeros(0)
+            return fa.zeros(0)
+        if not found.dtype.is_floating:
+            self.problem(name, f"is {found.dtype}, expected real floating-point numbers")
+            return fa.zeros(0)
+        dtype = self._shared.dtype
+        return found if dtype is None else found.astype(dtype, copy=False)
+
+    def raw(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor | None:
+        """The tensor *name* in the dtype in which it is stored, or None and a problem where it is not as expected."""
+        shared, full = self._shared, self._prefix + name
+        if full not in shared.tensors:
+            self.problem(name, "is missing" + ("" if shape is None else f", expected shape {shape}"))
+            return None
+        shared.taken.add(full)
+        found = shared.tensors[full]
+        if shape is not None and found.shape != shape:
+            self.problem(name, f"has shape {found.shape}, expected {shape}")
+            return None
+        return found if shared.device is None else found.to_device(shared.device)
+
+    def linear(self, shape: tuple[int, ...]) -> Tensor:
+        """The weight [out, in] (or of several experts, [E, out, in]) of the linear layer that this part is."""
+        for read in self._shared.formats:
+            found = read(self, shape)
+            if found is not None:
+                return found
+        return self.take("weight", shape)
 
     def join(self, parts: Sequence[str], name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensors *name* of several *parts*, of this *shape* each, one below the other."""
-        before = len(self._problems)
+        before = len(self._shared.problems)
         found = [self.at(part).take(name, shape) for part in parts]
-        if len(self._problems) > before:
+        if len(self._shared.problems) > before:
             return fa.zeros(0)
         return fa.concat(found)
 
-    def check(self) -> None:
+    def stacked(self, groups: Sequence[Sequence[str]], shape: tuple[int, ...]) -> Tensor:
+        """Linear layers of this *shape* each: those of a group one below the other, the groups along a new first axis.
+
+        The result is filled piece by piece, so that the pieces are never all in memory beside it.
+        """
+        before = len(self._shared.problems)
+        result: Tensor | None = None
+        for place, group in enumerate(groups):
+            for number, part in enumerate(group):
+                piece = self.at(part).linear(shape)
+                if len(self._shared.problems) > before:
+                    continue
+                if result is None:
+                    whole = (len(groups), len(group) * shape[0], *shape[1:])
+                    result = fa.empty(whole, dtype=piece.dtype, device=piece.device)
+                result[place, number * shape[0] : (number + 1) * shape[0]] = piece
+        return fa.zeros(0) if result is None or len(self._shared.problems) > before else result
+
+    @property
+    def dtype(self) -> Dtype | None:
+        """The dtype to which floating tensors are converted."""
+        return self._shared.dtype
+
+    def problem(self, name: str, what: str) -> None:
+        """Note what does not fit; :meth:`check` will say it."""
+        shared = self._shared
+        shared.problems.append(f"{self._prefix}{name} {what}")
+        if len(shared.problems) == _ENOUGH:  # an absurd config asks for layers without end
+            self.check()
+
+    def check(self, *, ignore: Callable[[str], bool] | None = None) -> None:
         """Report what did not fit.
 
+        Args:
+            ignore: given, also tensors that nobody took are reported, but for those of which it is true.
+
         Raises:
-            ValueError: listing every tensor that is missing or has another shape.
+            ValueError: listing every tensor that is missing, has another shape, or was not taken.
         """
-        if self._problems:
-            listed = "; ".join(self._problems)
-            raise ValueError(f"{self._source} does not fit its config: {listed}")
+        shared = self._shared
+        problems = list(shared.problems)
+        if ignore is not None:
+            rest = [name for name in shared.tensors if name not in shared.taken and not ignore(name)]
+            problems += [f"{name} is not known" for name in rest]
+        if problems:
+            raise ValueError(f"{shared.source} does not fit its config: {'; '.join(problems)}")

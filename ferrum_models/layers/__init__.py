@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
-from ferrum_models.layers.basic import Embedding, LayerNorm, Linear
+from ferrum_models.layers.attention import Attention
+from ferrum_models.layers.basic import Embedding, LayerNorm, Linear, RMSNorm
+from ferrum_models.layers.decoder import DecoderLayer, FeedForward, Mixer
+from ferrum_models.layers.mlp import MLP, Experts, MoE, Router, SharedExpert
+from ferrum_models.layers.module import Module, Parameter, layer
+from ferrum_models.layers.rotary import Rotary
+from ferrum_models.layers.step import Step
 
-__all__ = ["Embedding", "LayerNorm", "Linear"]
+__all__ = [
+    "Attention",
+    "DecoderLayer",
+    "Embedding",
+    "Experts",
+    "FeedForward",
+    "LayerNorm",
+    "Linear",
+    "MLP",
+    "Mixer",
+    "MoE",
+    "Module",
+    "Parameter",
+    "RMSNorm",
+    "Rotary",
+    "Router",
+    "SharedExpert",
+    "Step",
+    "layer",
+]

@@ -1,19 +1,20 @@
-"""Layers: an op together with its weights."""
+"""Layers of one op and its weights: linear, embedding and normalisation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import overload
 
-from ferrum_array import Tensor
+from ferrum_array import Dtype, Tensor
+from ferrum_models.layers.module import Module, Parameter, layer
 from ferrum_models.weights import Weights
-from ferrum_ops import embedding, layer_norm, linear
+from ferrum_ops import embedding, layer_norm, linear, rms_norm
 
-__all__ = ["Embedding", "LayerNorm", "Linear"]
+__all__ = ["Embedding", "LayerNorm", "Linear", "RMSNorm"]
 
 
-@dataclass(frozen=True)
-class Linear:
-    """``x @ weight.T + bias``: weight [out, in], bias [out] or absent.
+@layer
+class Linear(Module):
+    """``x @ weight.T + bias``: weight [out, in], dense or quantised; bias [out] or absent.
 
     Examples:
         >>> import ferrum_array as fa
@@ -22,13 +23,13 @@ class Linear:
         Tensor([7.])
     """
 
-    weight: Tensor
+    weight: Parameter
     bias: Tensor | None = None
 
     @classmethod
-    def load(cls, weights: Weights, inputs: int, outputs: int) -> Linear:
-        """The layer whose tensors are ``weight`` and ``bias``."""
-        return cls(weights.take("weight", (outputs, inputs)), weights.take("bias", (outputs,)))
+    def load(cls, weights: Weights, inputs: int, outputs: int, *, bias: bool = False) -> Linear:
+        """The layer whose tensors are ``weight``, in whatever form it is stored, and ``bias``."""
+        return cls(weights.linear((outputs, inputs)), weights.take("bias", (outputs,)) if bias else None)
 
     @classmethod
     def load_joined(cls, weights: Weights, parts: tuple[str, ...], inputs: int, outputs: int) -> Linear:
@@ -36,13 +37,13 @@ class Linear:
         weight = weights.join(parts, "weight", (outputs, inputs))
         return cls(weight, weights.join(parts, "bias", (outputs,)))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Apply to x [..., in]; the result is [..., out]."""
-        return linear(x, self.weight, self.bias)
+    def __call__(self, x: Tensor, *, dtype: Dtype | None = None) -> Tensor:
+        """Apply to x [..., in]; the result is [..., out], in *dtype* or that of *x*."""
+        return linear(x, self.weight, self.bias, dtype=dtype)
 
 
-@dataclass(frozen=True)
-class Embedding:
+@layer
+class Embedding(Module):
     """Rows of a table: weight [rows, D].
 
     Examples:
@@ -60,13 +61,50 @@ class Embedding:
         """The layer whose tensor is ``weight``."""
         return cls(weights.take("weight", (rows, size)))
 
-    def __call__(self, ids: Tensor) -> Tensor:
-        """The rows *ids* [...]; the result is [..., D]."""
-        return embedding(self.weight, ids)
+    def __call__(self, ids: Tensor, *, scale: float | None = None) -> Tensor:
+        """The rows *ids* [...], times *scale*; the result is [..., D]."""
+        return embedding(self.weight, ids, scale=scale)
+
+    def as_linear(self, x: Tensor, *, dtype: Dtype | None = None) -> Tensor:
+        """x [..., D] times every row: the output layer of models that tie it to the embedding, [..., rows]."""
+        return linear(x, self.weight, dtype=dtype)
 
 
-@dataclass(frozen=True)
-class LayerNorm:
+@layer
+class RMSNorm(Module):
+    """Division by the root mean square of the last axis, then ``* (weight + offset)``: weight [D].
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_models.layers import RMSNorm
+        >>> RMSNorm(fa.ones(2), eps=0.0)(fa.asarray([3.0, -3.0]))
+        Tensor([ 1., -1.])
+    """
+
+    weight: Tensor
+    eps: float
+    offset: float = 0.0
+
+    @classmethod
+    def load(cls, weights: Weights, size: int, eps: float, offset: float = 0.0) -> RMSNorm:
+        """The layer whose tensor is ``weight``."""
+        return cls(weights.take("weight", (size,)), eps, offset)
+
+    @overload
+    def __call__(self, x: Tensor, residual: None = None) -> Tensor: ...
+
+    @overload
+    def __call__(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """Normalise x [..., D]; with *residual* normalise the sum, and give the sum too."""
+        if residual is None:
+            return rms_norm(x, self.weight, eps=self.eps, offset=self.offset)
+        return rms_norm(x, self.weight, eps=self.eps, offset=self.offset, residual=residual)
+
+
+@layer
+class LayerNorm(Module):
     """Normalisation over the last axis: weight and bias [D].
 
     Examples:

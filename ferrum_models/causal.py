@@ -1,0 +1,139 @@
+"""A causal language model: what every decoder family has in common."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import ferrum_array as fa
+from ferrum_array import Dtype, Tensor
+from ferrum_models.layers import DecoderLayer, Embedding, Linear, Module, RMSNorm, Rotary, Step, layer
+from ferrum_ops import ActivationKind, SequenceMeta, softcap
+
+__all__ = ["ACTIVATIONS", "CausalLM", "Decoder", "DecoderConfig"]
+
+#: names of activation functions in configs -> ours
+ACTIVATIONS: dict[str, ActivationKind] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """What the configs of all decoder families say; families add what is theirs.
+
+    Attributes:
+        rotary: how heads turn, by the kind of layer.
+        layer_types: the kind of each layer: ``full_attention``, ``sliding_attention`` or ``linear_attention``.
+        dtype: in which the weights were stored, if the config says so.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    hidden_act: ActivationKind
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    rotary: Mapping[str, Rotary]
+    layer_types: tuple[str, ...]
+    sliding_window: int | None
+    dtype: Dtype | None
+    eos_token_ids: tuple[int, ...]
+
+    def window(self, number: int) -> int | None:
+        """The window of layer *number*, or None where it sees everything before it."""
+        return self.sliding_window if self.layer_types[number] == "sliding_attention" else None
+
+
+@layer
+class Decoder(Module):
+    """The vectors of tokens, through all layers.
+
+    Attributes:
+        embed_tokens: the vectors of the vocabulary.
+        layers: the decoder layers.
+        norm: of the last layer's result.
+        embed_scale: a factor of the embedded vectors.
+    """
+
+    embed_tokens: Embedding
+    layers: tuple[DecoderLayer, ...]
+    norm: RMSNorm
+    embed_scale: float | None = None
+
+    def __call__(self, ids: Tensor, step: Step) -> Tensor:
+        """Packed token *ids* [T] to vectors [T, hidden]."""
+        x = self.embed_tokens(ids, scale=self.embed_scale)
+        for one in self.layers:
+            x = one(x, step)
+        return self.norm(x)
+
+
+@layer
+class CausalLM(Module):
+    """A decoder that predicts the next token, in the names of Hugging Face checkpoints.
+
+    Attributes:
+        config: what the family's ``config.json`` says.
+        model: the decoder.
+        lm_head: vectors to logits; absent where the embedding does it.
+        logits_softcap: logits become ``cap * tanh(logit / cap)``.
+    """
+
+    config: DecoderConfig
+    model: Decoder
+    lm_head: Linear | None = None
+    logits_softcap: float | None = None
+
+    def __call__(self, ids: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
+        """The logits [B, T, V] of token *ids* [B, T], in float32.
+
+        *lengths* says how many tokens of each row count, from its beginning; the logits of the others are 0.
+
+        Raises:
+            TypeError: if *ids* are not integers. ValueError: for other shapes, no token, or rows longer than the
+            model's positions. IndexError: for ids outside the vocabulary.
+        """
+        if ids.ndim != 2:
+            raise ValueError(f"ids must be [batch, tokens], got shape {ids.shape}; for one text write ids[None]")
+        batch, width = ids.shape
+        given = (width,) * batch if lengths is None else tuple(lengths)
+        if len(given) != batch or any(not 0 <= n <= width for n in given):
+            raise ValueError(f"lengths must be {batch} numbers from 0 to {width}, got {given}")
+        meta = SequenceMeta.packed(given)
+        whole = all(n == width for n in given)
+        flat = ids.reshape(batch * width) if whole else fa.concat([row[:n] for row, n in zip(ids, given, strict=True)])
+        logits = self.logits(self.forward(flat, meta))
+        if whole:
+            return logits.reshape(batch, width, logits.shape[-1])
+        padded = fa.zeros((batch, width, logits.shape[-1]), dtype=logits.dtype, device=logits.device)
+        for row, (start, n) in enumerate(zip(meta.cu_seqlens, given, strict=False)):
+            padded[row, :n] = logits[start : start + n]
+        return padded
+
+    def forward(self, ids: Tensor, meta: SequenceMeta) -> Tensor:
+        """The last layer's vectors [T, hidden], normalised, of packed token *ids* [T]."""
+        config = self.config
+        longest = max(meta.key_lengths, default=0)
+        if longest > config.max_position_embeddings:
+            raise ValueError(f"a sequence has {longest} tokens, but positions end at {config.max_position_embeddings}")
+        positions = meta.token_positions
+        tables = {kind: rotary.tables(positions, ids.device, max(longest, 1)) for kind, rotary in config.rotary.items()}
+        return self.model(ids, Step(meta, tables))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits [..., V], in float32, of vectors x [..., hidden]."""
+        head = self.model.embed_tokens.as_linear if self.lm_head is None else self.lm_head
+        y = head(x, dtype=fa.float64 if x.dtype is fa.float64 else fa.float32)
+        return y if self.logits_softcap is None else softcap(y, self.logits_softcap)

@@ -1,0 +1,178 @@
+"""What the configs and checkpoints of decoder families have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ferrum_models.causal import ACTIVATIONS, CausalLM, Decoder, DecoderConfig
+from ferrum_models.config import Settings
+from ferrum_models.layers import (
+    MLP,
+    Attention,
+    DecoderLayer,
+    Embedding,
+    FeedForward,
+    Linear,
+    Mixer,
+    RMSNorm,
+    Rotary,
+)
+from ferrum_models.weights import Weights
+
+__all__ = ["attention", "build", "common", "layer_types", "mlp", "qwen_window"]
+
+_KINDS = ("full_attention", "sliding_attention", "linear_attention")
+
+
+def layer_types(settings: Settings, layers: int, default: Callable[[int], str]) -> tuple[str, ...]:
+    """The kind of each layer: what the config lists, or else what *default* says of its number.
+
+    Raises:
+        ValueError: for a kind that is not known, or a list of another length.
+    """
+    listed = settings.words("layer_types", layers, _KINDS)
+    return tuple(map(default, range(layers))) if listed is None else listed
+
+
+def common(
+    settings: Settings,
+    *,
+    kind: Callable[[int], str] = lambda number: "full_attention",
+    head_dim: int | None = None,
+    rotary: dict[str, Rotary] | None = None,
+    act: str = "silu",
+    tie: bool = False,
+    window: int | None = None,
+) -> dict[str, Any]:
+    """The entries that all families share, as arguments of ``DecoderConfig``.
+
+    Args:
+        settings: the config.
+        kind: the kind of a layer by its number, where the config does not list them.
+        head_dim: the length of a head where the config does not say; hidden_size / num_attention_heads if absent.
+        rotary: how heads turn, by kind of layer; by default alike in all layers, as the config says.
+        act: the activation function where the config does not say.
+        tie: whether embeddings are tied where the config does not say.
+        window: the window of sliding layers.
+
+    Raises:
+        ValueError: for an entry that is missing, wrong or not implemented.
+    """
+    hidden, heads = settings.integer("hidden_size"), settings.integer("num_attention_heads")
+    kv_heads = settings.integer("num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise ValueError(
+            f"{settings.source}: num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}"
+        )
+    size = settings.integer("head_dim", default=head_dim or hidden // heads or 1)
+    layers = settings.integer("num_hidden_layers")
+    kinds = layer_types(settings, layers, kind)
+    if rotary is None:
+        rotary = {"full_attention": Rotary.from_settings(settings, size)}
+    if "sliding_attention" in kinds and window is None:
+        raise ValueError(f"{settings.source}: layer_types has sliding_attention, but sliding_window is not set")
+    return {
+        "vocab_size": settings.integer("vocab_size"),
+        "hidden_size": hidden,
+        "intermediate_size": settings.integer("intermediate_size"),
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "head_dim": size,
+        "rms_norm_eps": settings.number("rms_norm_eps", default=1e-6),
+        "hidden_act": settings.choice("hidden_activation", "hidden_act", known=ACTIVATIONS, default=act),
+        "max_position_embeddings": settings.integer("max_position_embeddings", default=2048),
+        "tie_word_embeddings": settings.flag("tie_word_embeddings", default=tie),
+        "rotary": rotary,
+        "layer_types": kinds,
+        "sliding_window": window,
+        "dtype": settings.dtype(),
+        "eos_token_ids": settings.integers("eos_token_id"),
+    }
+
+
+def qwen_window(settings: Settings) -> dict[str, Any]:
+    """The windows of a Qwen: in the layers from ``max_window_layers`` on, if ``use_sliding_window`` says so."""
+    if not settings.flag("use_sliding_window"):
+        return {}
+    first = settings.integer("max_window_layers", default=28, least=0)
+    window = settings.optional_integer("sliding_window")
+    if window is None:
+        return {}
+    return {"window": window, "kind": lambda number: "sliding_attention" if number >= first else "full_attention"}
+
+
+def attention(config: DecoderConfig, **options: Any) -> Callable[[Weights, int], Mixer]:
+    """What reads the attention of each layer; *options* are those of ``Attention.load``."""
+
+    def read(weights: Weights, number: int) -> Mixer:
+        kind = config.layer_types[number]
+        return Attention.load(
+            weights.at("self_attn"),
+            config.hidden_size,
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+            number,
+            window=config.window(number),
+            rope=kind if kind in config.rotary else "full_attention",
+            **options,
+        )
+
+    return read
+
+
+def mlp(config: DecoderConfig, *, bias: bool = False) -> Callable[[Weights, int], FeedForward]:
+    """What reads the gated perceptron of each layer."""
+
+    def read(weights: Weights, number: int) -> FeedForward:
+        return MLP.load(weights.at("mlp"), config.hidden_size, config.intermediate_size, config.hidden_act, bias=bias)
+
+    return read
+
+
+def build(
+    weights: Weights,
+    config: DecoderConfig,
+    mixer: Callable[[Weights, int], Mixer],
+    feed_forward: Callable[[Weights, int], FeedForward],
+    *,
+    norm_offset: float = 0.0,
+    sandwich: bool = False,
+    embed_scale: float | None = None,
+    logits_softcap: float | None = None,
+) -> CausalLM:
+    """The model whose parts *mixer* and *feed_forward* read, each given the weights of layer *number* and the number.
+
+    Raises:
+        ValueError: listing all tensors that are missing, have another shape or are not known.
+    """
+    hidden, eps = config.hidden_size, config.rms_norm_eps
+    part = weights.at("model")
+
+    def norm(at: Weights) -> RMSNorm:
+        return RMSNorm.load(at, hidden, eps, norm_offset)
+
+    def one(number: int) -> DecoderLayer:
+        at = part.at("layers", number)
+        return DecoderLayer(
+            norm(at.at("input_layernorm")),
+            mixer(at, number),
+            norm(at.at("post_attention_layernorm")),
+            feed_forward(at, number),
+            norm(at.at("pre_feedforward_layernorm")) if sandwich else None,
+            norm(at.at("post_feedforward_layernorm")) if sandwich else None,
+        )
+
+    decoder = Decoder(
+        Embedding.load(part.at("embed_tokens"), config.vocab_size, hidden),
+        tuple(map(one, range(config.num_hidden_layers))),
+        norm(part.at("norm")),
+        embed_scale,
+    )
+    tied = config.tie_word_embeddings
+    head = None if tied else Linear.load(weights.at("lm_head"), hidden, config.vocab_size)
+    # tables that older checkpoints carry along, and the copy of a tied embedding
+    weights.check(ignore=lambda name: name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"))
+    return CausalLM(config, decoder, head, logits_softcap)

@@ -1,0 +1,58 @@
+"""A layer of a decoder: attention and a feed-forward network, each added to what came in."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ferrum_array import Tensor
+from ferrum_models.layers.basic import RMSNorm
+from ferrum_models.layers.module import Module, layer
+from ferrum_models.layers.step import Step
+
+__all__ = ["DecoderLayer", "FeedForward", "Mixer"]
+
+
+class Mixer(Protocol):
+    """What lets tokens see each other: attention, or a recurrence."""
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """Packed tokens x [T, hidden] to [T, hidden]."""
+
+
+class FeedForward(Protocol):
+    """What works on each token by itself."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Tokens x [T, hidden] to [T, hidden]."""
+
+
+@layer
+class DecoderLayer(Module):
+    """``x += mixer(norm(x)); x += mlp(norm(x))``; with the two later norms also what is added is normalised.
+
+    Attributes:
+        input_layernorm: before the mixer.
+        self_attn: the mixer.
+        post_attention_layernorm: before the feed-forward network; where there are four norms, of the mixer's result.
+        mlp: the feed-forward network.
+        pre_feedforward_layernorm: where there are four norms, before the feed-forward network.
+        post_feedforward_layernorm: where there are four norms, of its result.
+
+    Source: Xiong et al., "On layer normalization in the transformer architecture", 2020.
+    """
+
+    input_layernorm: RMSNorm
+    self_attn: Mixer
+    post_attention_layernorm: RMSNorm
+    mlp: FeedForward
+    pre_feedforward_layernorm: RMSNorm | None = None
+    post_feedforward_layernorm: RMSNorm | None = None
+
+    def __call__(self, x: Tensor, step: Step) -> Tensor:
+        """Packed tokens x [T, hidden] to [T, hidden]."""
+        seen = self.self_attn(self.input_layernorm(x), step)
+        if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
+            inner, x = self.post_attention_layernorm(seen, x)
+            return x + self.mlp(inner)
+        inner, x = self.pre_feedforward_layernorm(self.post_attention_layernorm(seen), x)
+        return x + self.post_feedforward_layernorm(self.mlp(inner))

@@ -1,0 +1,83 @@
+"""Tables of angles for the tokens of a step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import ferrum_array as fa
+from ferrum_array import Device, Tensor
+from ferrum_models.config import Settings
+from ferrum_ops import RopeScaling, rope_scaling, rope_table
+
+__all__ = ["Rotary"]
+
+Tables = tuple[Tensor, Tensor]
+_LEAST = 256
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """How the heads of one kind of layer turn: *dim* dimensions of each, with frequencies from *theta* and *scaling*.
+
+    Examples:
+        >>> from ferrum_array import Device
+        >>> from ferrum_models.layers import Rotary
+        >>> cos, sin = Rotary(4, 10000.0).tables((0, 1, 5), Device("cpu"))
+        >>> cos.shape, sin[1]
+        ((3, 2), Tensor([0.84147096, 0.00999983]))
+    """
+
+    dim: int
+    theta: float
+    scaling: RopeScaling | None = None
+    #: tables for all positions up to a power of two, by device: decoding then takes one row a token
+    _known: dict[Device, Tables] = field(default_factory=dict, repr=False, compare=False)
+
+    def tables(self, positions: tuple[int, ...], device: Device, length: int | None = None) -> Tables:
+        """Cosines and sines, [T, dim / 2] in float32, of *positions*; *length* as in ``rope_table``."""
+        last = max(positions, default=0)
+        if self.scaling is not None and self.scaling.by_length:
+            longest = last + 1 if length is None else length
+            return rope_table(positions, self.dim, self.theta, self.scaling, length=longest, device=device)
+        known = self._known.get(device)
+        if known is None or known[0].shape[0] <= last:
+            known = rope_table(
+                range(max(_LEAST, 1 << last.bit_length())), self.dim, self.theta, self.scaling, device=device
+            )
+            self._known[device] = known
+        first = positions[0] if positions else 0
+        if positions == tuple(range(first, first + len(positions))):
+            return known[0][first : first + len(positions)], known[1][first : first + len(positions)]
+        rows = fa.asarray(positions, dtype=fa.int64, device=device)
+        return fa.take(known[0], rows, axis=0), fa.take(known[1], rows, axis=0)
+
+    @classmethod
+    def from_settings(cls, settings: Settings, dim: int, kind: str | None = None, *, theta: float = 10000.0) -> Rotary:
+        """What a config says, in ``rope_parameters`` or in ``rope_theta`` and ``rope_scaling``.
+
+        Args:
+            settings: the config.
+            dim: the dimensions that rotate if all of them do; ``partial_rotary_factor`` makes them fewer.
+            kind: the kind of layer, where ``rope_parameters`` has one entry for each.
+            theta: the base of the frequencies where the config names none.
+
+        Raises:
+            ValueError: for an unknown kind of scaling, or entries that are missing or wrong.
+        """
+        entries: dict[str, Any] = dict(settings.mapping("rope_parameters") or settings.mapping("rope_scaling") or {})
+        if kind is not None and isinstance(entries.get(kind), Mapping):
+            entries = dict(entries[kind])
+        inner = Settings({**settings.values, **entries}, settings.source)
+        share = inner.number("partial_rotary_factor", default=1.0)
+        entries.pop("partial_rotary_factor", None)
+        entries.pop("rope_theta", None)
+        entries.setdefault("max_position_embeddings", settings.get("max_position_embeddings"))
+        if settings.get("original_max_position_embeddings") is not None:  # phi-3's place for it
+            entries.setdefault("original_max_position_embeddings", settings.get("original_max_position_embeddings"))
+        try:
+            scaling = rope_scaling(entries)
+        except ValueError as error:
+            raise ValueError(f"{settings.source}: {error}") from None
+        return cls(int(dim * share), inner.number("rope_theta", default=theta), scaling)

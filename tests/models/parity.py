@@ -1,0 +1,82 @@
+"""Tiny random models made by transformers, and ours from the same files."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import ferrum_array as fa
+from ferrum_models.causal import CausalLM
+from ferrum_models.config import Settings
+from ferrum_models.families import family
+from ferrum_models.weights import Weights
+
+Array = np.ndarray[Any, Any]
+
+#: what tiny models have in common; entries of a family are added
+TINY: dict[str, Any] = {
+    "vocab_size": 61,
+    "hidden_size": 32,
+    "intermediate_size": 44,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 128,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": 1,
+}
+
+
+def make(config_class: str, folder: Path, seed: int = 0, **entries: Any) -> Any:
+    """A random model of transformers with norms and biases that do something, saved in *folder*."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other people's libraries
+        import transformers
+
+        config = getattr(transformers, config_class)(**{**TINY, **entries})
+        config._attn_implementation = "eager"
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():
+            for value in model.parameters():
+                # the usual initial values are so small that a wrong layer would hardly be seen
+                torch.nn.init.normal_(value, std=0.3 if value.ndim > 1 else 0.5)
+            for name, value in model.named_parameters():
+                if "norm" in name and not config_class.startswith("Gemma"):
+                    value += 1.0
+        model.save_pretrained(folder)
+    return model
+
+
+def ours(folder: Path, device: fa.Device, **changes: Any) -> CausalLM:
+    """Our model from the files in *folder*, some entries of its config changed."""
+    settings = Settings.load(folder / "config.json")
+    settings = Settings({**settings.values, **changes}, settings.source)
+    found = family(settings)
+    weights = Weights.load(folder / "model.safetensors", device=device, dtype="f32")
+    return found.load(weights, found.config(settings))
+
+
+def logits_of(peer: Any, ids: Array, lengths: list[int] | None = None) -> Array:
+    """The logits [B, T, V] that transformers computes."""
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mask = None
+        if lengths is not None:
+            mask = torch.tensor([[int(t < n) for t in range(ids.shape[1])] for n in lengths])
+        found: Array = peer(torch.tensor(ids), attention_mask=mask).logits.float().numpy()
+    return found
+
+
+def distance(actual: fa.Tensor, expected: Array) -> float:
+    """The largest difference relative to the largest logit."""
+    return float(np.max(np.abs(actual.numpy() - expected)) / np.max(np.abs(expected)))

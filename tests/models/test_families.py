@@ -1,0 +1,55 @@
+"""Every family agrees with transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ferrum_array as fa
+from tests.models import parity
+
+MOE = {"num_experts_per_tok": 2, "num_local_experts": 5}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+    "rope_theta": 500000.0,
+}
+#: a name -> the class of the config in transformers, and entries that show each switch
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", {}),
+    "llama-3": ("LlamaConfig", {"rope_parameters": LLAMA3, "tie_word_embeddings": True}),
+    "llama-biases": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}),
+    "mistral": ("MistralConfig", {"sliding_window": 5}),
+    "mistral-full": ("MistralConfig", {"sliding_window": None}),
+    "qwen2": ("Qwen2Config", {"hidden_size": 32}),
+    "qwen2-window": ("Qwen2Config", {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1}),
+    "qwen3": ("Qwen3Config", {}),
+    "qwen3-yarn": ("Qwen3Config", {"rope_parameters": YARN, "attention_bias": True}),
+    "qwen3-moe": ("Qwen3MoeConfig", {**MOE, "moe_intermediate_size": 20, "norm_topk_prob": True}),
+    "qwen3-moe-mixed": ("Qwen3MoeConfig", {**MOE, "moe_intermediate_size": 20, "mlp_only_layers": [1]}),
+    "mixtral": ("MixtralConfig", {**MOE, "sliding_window": 6}),
+    "gemma3": ("Gemma3TextConfig", {"sliding_window": 5, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}),
+    "gemma3-caps": ("Gemma3TextConfig", {"final_logit_softcapping": 3.0}),
+    "gpt-oss": ("GptOssConfig", {**MOE, "sliding_window": 5, "rope_parameters": {**YARN, "truncate": False}}),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    folder = tmp_path_factory.mktemp(request.param)
+    config, entries = FAMILIES[request.param]
+    return folder, parity.make(config, folder, **entries)
+
+
+def test_logits(pair: tuple[Path, Any], device: fa.Device) -> None:
+    folder, peer = pair
+    ids = np.random.default_rng(0).integers(0, 61, (2, 23))
+    model = parity.ours(folder, device)
+    assert parity.distance(model(fa.asarray(ids, device=device)), parity.logits_of(peer, ids)) < 1e-4
