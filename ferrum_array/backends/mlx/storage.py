@@ -96,6 +96,10 @@ class MlxBackend(Elementwise, Arrays, Selection, Reductions, Products, Transform
             return frozenset((complex, float, int))
         return frozenset((float, int)) if dtype.is_floating else frozenset()
 
+    def run(self, function: Callable[..., mx.array], *args: Any, **options: Any) -> mx.array:
+        """A function of MLX on the stream of this device; its result is remembered."""
+        return self._window.remembered(function(*args, stream=self.stream, **options))
+
     def dtype_of(self, raw: Raw) -> Dtype:
         return _DTYPES[raw.dtype]
 

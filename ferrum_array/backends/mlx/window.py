@@ -62,6 +62,13 @@ class Window:
             limit = mx.get_memory_limit()  # larger ones are views, which need no memory
             _start([array for one in results if (array := one()) is not None and array.nbytes <= limit])
 
+    def remembered(self, found: mx.array) -> mx.array:
+        """*found*, a result of now."""
+        self._results.append(ref(found))
+        if len(self._results) >= SIZE:
+            self.flush()
+        return found
+
     def recorded(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """*function*, its results remembered."""
         results, flush = self._results, self.flush
