@@ -1,0 +1,167 @@
+"""Products with weights, rows of tables, and mixtures of experts."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import numpy as np
+
+import ferrum_array as fa
+from benchmarks.ops_error import Draw, Results, case
+from ferrum_ops import (
+    ActivationKind,
+    embedding,
+    grouped_linear,
+    linear,
+    lora_delta,
+    moe_combine,
+    moe_ffn,
+    moe_permute,
+    moe_plan,
+    moe_route,
+)
+from tests.array.oracle import wide
+from tests.ops.oracle import Array
+from tests.ops.test_moe import Choices, Network, exact_ffn, exact_plan
+from tests.ops.test_moe_routing import exact_route
+
+#: Decisions nearer to each other than this are left to rounding, and the case is drawn again.
+NEAR = 1e-5
+
+
+@case("linear")
+def _linear(draw: Draw) -> Results:
+    rows = draw.one_of((), (draw.between(1, 64),), (2, draw.between(1, 16)))
+    inner, outer = draw.between(1, 512), draw.between(32, 256)
+    x, x64 = draw.noise(*rows, inner)
+    w, w64 = draw.noise(outer, inner)
+    bias, b64 = draw.noise(outer, dtype=draw.one_of(draw.dtype, draw.wide)) if draw.flag() else (None, np.zeros(()))
+    out = draw.one_of(None, draw.wide)
+    yield draw.call(linear, x, w, bias, dtype=out), x64 @ w64.T + b64
+
+
+@case("embedding")
+def _embedding(draw: Draw) -> Results:
+    table, held = draw.noise(draw.between(1, 200), draw.between(16, 256))
+    ids = draw.rng.integers(0, len(held), draw.one_of((), (7,), (2, 30)))
+    scale = draw.one_of(None, 0.3)
+    got = draw.call(embedding, table, draw.integers(ids), scale=scale)
+    yield got, held[ids] * (1.0 if scale is None else scale)
+
+
+@case("lora_delta")
+def _lora_delta(draw: Draw) -> Results:
+    many, rank = draw.one_of(0, 1, 4), draw.one_of(1, 8, 16)
+    rows, inner, outer = draw.between(1, 32), draw.between(1, 256), draw.between(32, 128)
+    stack = (many,) if many else ()
+    (x, x64), (a, a64), (b, b64) = (
+        draw.noise(*s) for s in ((rows, inner), (*stack, rank, inner), (*stack, outer, rank))
+    )
+    if not many:
+        scale = draw.one_of(1.0, 0.3)
+        yield draw.call(lora_delta, x, a, b, scale), scale * (x64 @ a64.T @ b64.T)
+        return
+    ids = draw.rng.integers(-1, many, rows)
+    scales, s64 = draw.tensor(draw.rng.random(many) + 0.5, draw.wide)
+    exact = [s64[i] * (b64[i] @ (a64[i] @ row)) if i >= 0 else np.zeros(outer) for i, row in zip(ids, x64, strict=True)]
+    yield draw.call(lora_delta, x, a, b, scales, draw.integers(ids)), np.stack(exact)
+
+
+# Mixtures of experts.
+
+
+def choices(draw: Draw) -> Choices:
+    """Experts of some tokens; in part of the cases most experts have none."""
+    tokens = draw.one_of((draw.between(1, 100),), (2, draw.between(1, 20)), ())
+    experts = draw.one_of(1, 3, 8, 64, 512)
+    k = min(experts, draw.one_of(1, 2, 8, 60))
+    popular = int(draw.rng.integers(k, experts + 1))
+    ids = np.reshape([draw.rng.permutation(popular)[:k] for _ in range(int(np.prod(tokens)))], (*tokens, k))
+    return Choices(ids.astype(np.int64), experts, 0)
+
+
+@case("moe_route")
+def _moe_route(draw: Draw) -> Results:
+    n_group, size = draw.one_of((1, 8), (1, 64), (1, 512), (8, 32), (4, 4))
+    options: dict[str, Any] = {
+        "score": draw.one_of("softmax", "sigmoid"), "norm": draw.flag(), "n_group": n_group,
+        "topk_group": int(draw.rng.integers(1, n_group + 1)), "scale": draw.one_of(1.0, 2.5),
+    }  # fmt: skip
+    k = min(size, draw.one_of(1, 2, 8, 512))
+    while True:
+        logits, x64 = draw.tensor(draw.values(draw.between(1, 50), n_group * size) * draw.one_of(0.5, 2.0, 10.0))
+        bias, b64 = draw.noise(n_group * size, dtype=fa.float32) if draw.flag() else (None, None)
+        ids, weights, nearest = exact_route(x64, k, bias=b64, **options)
+        if nearest > NEAR:
+            break
+    got = draw.call(moe_route, logits, k, bias=bias, **options)
+    yield from zip(got, (ids, weights), strict=True)
+
+
+@case("moe_plan")
+def _moe_plan(draw: Draw) -> Results:
+    case_, block = choices(draw), draw.one_of(1, 1, 8, 64)
+    plan = draw.call(moe_plan, draw.integers(case_.ids), case_.experts, block=block)
+    order, inverse, offsets = map(np.asarray, exact_plan(case_.ids, case_.experts, block))
+    yield from ((plan.order, order), (plan.inverse, inverse.reshape(case_.ids.shape)), (plan.offsets, offsets))
+
+
+@case("moe_permute")
+def _moe_permute(draw: Draw) -> Results:
+    case_ = choices(draw)
+    plan = moe_plan(draw.integers(case_.ids), case_.experts, block=draw.one_of(1, 1, 8))
+    x, x64 = draw.noise(*case_.tokens, draw.between(16, 128))
+    order = wide(plan.order)
+    rows = x64.reshape(-1, x64.shape[-1])[order // case_.k]
+    yield draw.call(moe_permute, x, plan), np.where(order[:, None] >= 0, rows, 0.0)
+
+
+@case("moe_combine")
+def _moe_combine(draw: Draw) -> Results:
+    case_ = choices(draw)
+    plan = moe_plan(draw.integers(case_.ids), case_.experts, block=draw.one_of(1, 1, 8))
+    y, y64 = draw.noise(plan.rows, draw.between(16, 128))
+    w, w64 = draw.tensor(draw.rng.random(case_.ids.shape), draw.one_of(draw.dtype, draw.wide))
+    shape = (*case_.tokens, y64.shape[1])
+    residual, r64 = draw.noise(*shape) if draw.flag() else (None, np.zeros(()))
+    got = draw.call(moe_combine, y, plan, w, residual=residual)
+    yield got, (y64[wide(plan.inverse)] * w64[..., None]).sum(-2) + r64
+
+
+@case("grouped_linear")
+def _grouped_linear(draw: Draw) -> Results:
+    experts = draw.one_of(1, 3, 8, 64)
+    offsets = np.cumsum([0, *(draw.one_of(0, 1, 2, 17) for _ in range(experts))])
+    inner, outer = draw.between(1, 256), draw.between(32, 128)
+    x, x64 = draw.noise(int(offsets[-1]) + draw.one_of(0, 0, 3), inner)
+    w, w64 = draw.noise(experts, outer, inner)
+    bias, b64 = draw.noise(experts, outer) if draw.flag() else (None, np.zeros((experts, outer)))
+    want = np.zeros((len(x64), outer))
+    for e in range(experts):
+        rows = slice(offsets[e], offsets[e + 1])
+        want[rows] = x64[rows] @ w64[e].T + b64[e]
+    yield draw.call(grouped_linear, x, w, draw.integers(offsets), bias), want
+
+
+@case("moe_ffn")
+def _moe_ffn(draw: Draw) -> Results:
+    tokens, experts = draw.between(1, 24), draw.one_of(1, 4, 16)
+    k = min(experts, draw.one_of(1, 2, 4))
+    ids = np.asarray([draw.rng.permutation(experts)[:k] for _ in range(tokens)])
+    hidden, inner = draw.between(8, 96), draw.between(8, 64)
+    kind = draw.one_of(*get_args(ActivationKind))
+    gate: dict[str, Any] = draw.one_of({}, {}, {"limit": 7.0, "up_offset": 1.0})
+    if gate and kind == "silu":
+        gate = {**gate, "alpha": 1.702}
+    x, x64 = draw.noise(tokens, hidden)
+    w13, w13_64 = draw.tensor(draw.values(experts, 2 * inner, hidden) / hidden**0.5)
+    w2, w2_64 = draw.tensor(draw.values(experts, hidden, inner) / inner**0.5)
+    w, w64 = draw.tensor(draw.rng.random(ids.shape), draw.one_of(draw.dtype, draw.wide))
+    biases: dict[str, fa.Tensor] = {}
+    held: dict[str, Array] = {}
+    if draw.flag():
+        for name, size in (("b13", 2 * inner), ("b2", hidden)):
+            biases[name], held[name] = draw.noise(experts, size)
+    got = draw.call(moe_ffn, x, w13, w2, draw.integers(ids), w, kind=kind, **biases, **gate)
+    exact, _ = exact_ffn(Network(x64, w13_64, w2_64, Choices(ids, experts, 0), w64, held, gate), kind)
+    yield got, exact
