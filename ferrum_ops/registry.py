@@ -22,7 +22,9 @@ from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, final
 
 from ferrum_array import Device, Dtype
 
-__all__ = ["Explanation", "Op", "Row", "explain", "fast_paths", "op_names", "register", "use_fast_paths"]
+__all__ = [
+    "Explanation", "Op", "Row", "explain", "fast_paths", "load_kernels", "op_names", "register", "use_fast_paths",
+]  # fmt: skip
 
 #: kinds of device that have a package of fast implementations
 _KINDS = ("cpu", "cuda", "mlx")
@@ -202,12 +204,22 @@ class Op(Generic[_R]):
         raise _Explained(Explanation(self.name, device, dtypes, features, runs or "reference", tuple(others)))
 
 
-def _rows_of(op: str, kind: str) -> list[Row]:
+def load_kernels(kind: str) -> None:
+    """Import what the package of fast implementations for this kind of device registers; done once.
+
+    Examples:
+        >>> from ferrum_ops.registry import load_kernels
+        >>> load_kernels("cpu")
+    """
     if kind not in _loaded:
         with _lock:
             if kind in _KINDS:
                 importlib.import_module(f"ferrum_ops.kernels.{kind}")
             _loaded.add(kind)
+
+
+def _rows_of(op: str, kind: str) -> list[Row]:
+    load_kernels(kind)
     return _rows.get((op, kind), [])
 
 

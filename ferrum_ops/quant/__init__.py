@@ -1,0 +1,1 @@
+"""Schemes of quantisation, a file each, and what they share."""

@@ -1,0 +1,178 @@
+"""Integers with a scale for each row, or for each group of a row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import ferrum_array as fa
+from ferrum_array import Dtype, Tensor
+from ferrum_ops.quant.bits import pack_bits, unpack_bits
+from ferrum_ops.quant.types import Part, Parts, Scheme, divided
+
+__all__ = ["WIDTHS", "IntScheme", "amax", "scale_up"]
+
+#: How many bits a number may have: those that fill bytes after a few numbers.
+WIDTHS = (2, 3, 4, 5, 6, 8)
+
+_SCALES = (fa.float32, fa.float16, fa.bfloat16)
+
+
+@dataclass(frozen=True)
+class IntScheme(Scheme):
+    """``(value - zero) * scale``, with integers of 2 to 8 bits along K; their scale belongs to a group of the row.
+
+    The tensors of an [N, K] matrix, G groups a row (1 without *group*, 0 if K is 0), all of them in order of rows:
+
+    * ``values``: of 8 bits and symmetric, int8 [N, K]: the integers themselves. Otherwise uint8 [N, K * bits / 8], a
+      stream of unsigned integers, the first in the lowest bits of the first byte: of 4 bits, byte j of a row holds
+      number 2 j in its low half and 2 j + 1 in its high half. Symmetric ones are stored with 2**(bits - 1) added, so
+      that 8 stands for 0 in 4 bits.
+    * ``scales``: [N, G], float32, float16 or bfloat16.
+    * ``zeros``: only where not symmetric: uint8 [N, G], the integer that stands for 0.
+
+    Numbers are computed in float32. Quantising takes the least scale that the dtype of the scales has and that clips
+    nothing, and rounds to the nearest integer, half to even; symmetric integers go from -m to m with
+    m = 2**(bits - 1) - 1, the others from 0 to 2**bits - 1, with 0 itself among the numbers that they stand for. A
+    group whose scale leaves the range of its dtype, or that holds infinities or NaN, becomes NaN.
+
+    Source: Jacob et al., "Quantization and training of neural networks for efficient integer-arithmetic-only
+    inference", 2018, for the formula; Dettmers et al., "LLM.int8()", 2022, for rows.
+
+    Attributes:
+        bits: 2, 3, 4, 5, 6 or 8.
+        group: how many numbers of a row share a scale; None: the whole row.
+        symmetric: whether 0 stands in the middle, or each group has a zero of its own.
+        scale: the dtype of the scales that ``quantize`` makes.
+
+    Raises:
+        ValueError: for other bits, a group below 1, or a dtype that scales cannot have.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops import dequantize, quantize
+        >>> q = quantize(fa.asarray([[1.0, -7.0, 0.4, 3.0]]), "int4")
+        >>> q.parts["scales"], dequantize(q)
+        (Tensor([[1.]]), Tensor([[ 1., -7.,  0.,  3.]]))
+        >>> [hex(byte) for byte in q.parts["values"].tolist()[0]]
+        ['0x19', '0xb8']
+    """
+
+    bits: int = 8
+    group: int | None = None
+    symmetric: bool = True
+    scale: Dtype = fa.float32
+
+    def __post_init__(self) -> None:
+        if self.bits not in WIDTHS:
+            raise ValueError(f"IntScheme: bits must be one of {WIDTHS}, got {self.bits!r}")
+        if self.group is not None and self.group < 1:
+            raise ValueError(f"IntScheme: group must be at least 1, or None for the whole row, got {self.group!r}")
+        if self.scale not in _SCALES:
+            raise ValueError(f"IntScheme: scales are {', '.join(map(str, _SCALES))}, not {self.scale}")
+
+    @property
+    def kind(self) -> str:
+        """The family: ``int4``, ``int8`` and so on."""
+        return f"int{self.bits}"
+
+    @property
+    def name(self) -> str:
+        """For example ``int8``, ``int4-g32``, ``int4-g128-asym``, ``int4-g32-f16``."""
+        words = [self.kind]
+        words += [f"g{self.group}"] if self.group is not None else []
+        words += [] if self.symmetric else ["asym"]
+        words += {fa.float16: ["f16"], fa.bfloat16: ["bf16"]}.get(self.scale, [])
+        return "-".join(words)
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """``quant:int4`` and so on; ``zeros`` where groups have a zero of their own."""
+        return (f"quant:{self.kind}",) if self.symmetric else (f"quant:{self.kind}", "zeros")
+
+    def groups(self, k: int) -> int:
+        """G: how many scales a row of *k* numbers has.
+
+        Raises:
+            ValueError: if *k* is not divisible by the group.
+        """
+        return min(k, 1) if self.group is None else divided(self, "K", k, self.group, "the group")
+
+    def parts(self, n: int, k: int) -> dict[str, Part]:
+        groups = self.groups(k)
+        size = divided(self, "K * bits", k * self.bits, 8, "so a row would end inside a byte")
+        signed = self.bits == 8 and self.symmetric
+        found = {
+            "values": Part((n, size), (fa.int8 if signed else fa.uint8,)),
+            "scales": Part((n, groups), _SCALES),
+        }
+        if not self.symmetric:
+            found["zeros"] = Part((n, groups), (fa.uint8,))
+        return found
+
+    def decode(self, parts: Parts, shape: tuple[int, ...]) -> Tensor:
+        if 0 in shape:
+            return fa.zeros(shape, dtype="f32", device=parts["scales"].device)
+        values = unpack_bits(parts["values"], self.bits)
+        grouped = (*shape[:-1], self.groups(shape[-1]), -1)
+        numbers = values.astype("f32").reshape(grouped)
+        if not self.symmetric:
+            numbers -= fa.expand_dims(parts["zeros"].astype("f32"), -1)
+        elif self.bits < 8:
+            numbers -= float(1 << (self.bits - 1))
+        numbers *= fa.expand_dims(parts["scales"].astype("f32"), -1)
+        return numbers.reshape(shape)
+
+    def encode(self, x: Tensor) -> dict[str, Tensor]:
+        groups = self.groups(x.shape[-1])
+        grouped = x.reshape((*x.shape[:-1], groups, x.shape[-1] // groups if groups else 1))
+        if self.symmetric:
+            top = (1 << (self.bits - 1)) - 1
+            scale = scale_up(amax(grouped) / top, self.scale)
+            q = fa.clip(fa.round(grouped / fa.expand_dims(scale.astype("f32"), -1)), -top, top)
+            zero = None
+        else:
+            top = (1 << self.bits) - 1
+            low, high = fa.minimum(_least(grouped), 0.0), fa.maximum(-_least(-grouped), 0.0)
+            # halves, whose difference is in range
+            scale = scale_up((high * 0.5 - low * 0.5) / (0.5 * top), self.scale)
+            wide = scale.astype("f32")
+            zero = fa.clip(fa.round(-low / wide), 0, top)
+            q = fa.round(grouped / fa.expand_dims(wide, -1)) + fa.expand_dims(zero, -1)
+            q = fa.clip(q, 0, top)
+        if self.symmetric and self.bits < 8:
+            q += float(1 << (self.bits - 1))
+        integers = q.reshape(x.shape).astype("i8" if self.symmetric and self.bits == 8 else "u8")
+        parts = {"values": pack_bits(integers, self.bits), "scales": scale}
+        if zero is not None:
+            parts["zeros"] = zero.astype("u8")
+        return parts
+
+
+def _least(x: Tensor) -> Tensor:
+    """The least number of the last axis; 0 for none."""
+    return fa.min(x, axis=-1) if x.size else fa.zeros(x.shape[:-1], dtype=x.dtype, device=x.device)
+
+
+def amax(x: Tensor) -> Tensor:
+    """The greatest magnitude of the last axis; 0 where there are no numbers."""
+    return fa.max(fa.abs(x), axis=-1) if x.size else fa.zeros(x.shape[:-1], dtype=x.dtype, device=x.device)
+
+
+def scale_up(scale: Tensor, dtype: Dtype) -> Tensor:
+    """*scale*, float32 and not negative, rounded up to a positive number of *dtype*, so that nothing is clipped.
+
+    It is at least 2**-126, and so never 0: dividing by it is safe, and numbers smaller than it lose their bits.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops.quant.integer import scale_up
+        >>> scale_up(fa.asarray([0.5, 2048.0, 2049.0]), fa.float16).tolist()
+        [0.5, 2048.0, 2050.0]
+    """
+    scale = fa.maximum(scale, 2.0**-126)
+    if dtype is fa.float32:
+        return scale
+    near = scale.astype(dtype)
+    # positive floats follow one another as their bits do
+    up = fa.bitcast(fa.bitcast(near, fa.uint16) + 1, dtype)
+    return fa.where(near.astype("f32") < scale, up, near)
