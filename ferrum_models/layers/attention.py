@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import field
+
 from ferrum_array import Tensor
 from ferrum_models.layers.basic import Linear, RMSNorm
 from ferrum_models.layers.module import Module, layer
@@ -39,7 +41,7 @@ class Attention(Module):
     heads: int
     kv_heads: int
     head_dim: int
-    number: int
+    number: int = field(repr=False)
     q_norm: RMSNorm | None = None
     k_norm: RMSNorm | None = None
     sinks: Tensor | None = None

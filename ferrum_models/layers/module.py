@@ -139,15 +139,17 @@ class Module:
 
     def save(self, path: Any, metadata: dict[str, str] | None = None) -> None:
         """Write the dense tensors of the tree to a safetensors file, under their paths."""
-        fa.io.save_safetensors(dict(self.named_parameters()), path, metadata=metadata)
+        # other libraries refuse a file without this entry
+        fa.io.save_safetensors(dict(self.named_parameters()), path, metadata={"format": "pt", **(metadata or {})})
 
     def __repr__(self) -> str:
         return "\n".join(_tree(self))
 
 
-def _fields(module: Module) -> Iterator[tuple[str, Any]]:
+def _fields(module: Module, *, shown: bool = False) -> Iterator[tuple[str, Any]]:
     for one in dataclasses.fields(module):  # type: ignore[arg-type] # subclasses are dataclasses: see layer
-        yield one.name, getattr(module, one.name)
+        if one.repr or not shown:
+            yield one.name, getattr(module, one.name)
 
 
 def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
@@ -164,7 +166,7 @@ def _short(value: Parameter) -> str:
 
 def _inline(module: Module) -> str:
     parts = []
-    for name, value in _fields(module):
+    for name, value in _fields(module, shown=True):
         if isinstance(value, _LEAF):
             parts.append(f"{name}={_short(value)}")
         elif value is not None and value is not False:
@@ -174,12 +176,12 @@ def _inline(module: Module) -> str:
 
 def _tree(module: Module) -> list[str]:
     """Lines: leaves on one line each, repeated layers of a tuple once, with their number."""
-    children = [(n, v) for n, v in _fields(module) if isinstance(v, Module) or _is_stack(v)]
+    children = [(n, v) for n, v in _fields(module, shown=True) if isinstance(v, Module) or _is_stack(v)]
     if not children:
         return [_inline(module)]
     own = [
         f"{name}={_short(value) if isinstance(value, _LEAF) else repr(value)}"
-        for name, value in _fields(module)
+        for name, value in _fields(module, shown=True)
         if not (isinstance(value, Module) or _is_stack(value) or value is None or value is False)
         and not dataclasses.is_dataclass(value)
     ]

@@ -1,0 +1,93 @@
+"""A model from a folder: config, weights and tokenizer."""
+
+from __future__ import annotations
+
+from os import PathLike
+from pathlib import Path
+
+import ferrum_array as fa
+from ferrum_array import Device, Dtype
+from ferrum_models.causal import CausalLM
+from ferrum_models.config import Settings
+from ferrum_models.families import family
+from ferrum_models.tokenizing import Tokenizer
+from ferrum_models.weights import Weights
+
+__all__ = ["load"]
+
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+#: files that run code when they are read
+_PICKLED = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+def load(
+    path: str | PathLike[str],
+    device: Device | str | None = None,
+    dtype: Dtype | str | None = None,
+) -> tuple[CausalLM, Tokenizer | None]:
+    """The language model in the folder *path*, and its tokenizer, or None where the folder has none.
+
+    The folder is laid out as Hugging Face checkpoints are: ``config.json``, ``model.safetensors`` (or
+    ``model.safetensors.index.json`` and the files that it names), ``tokenizer.json``. Weights are read one by one, so
+    that no more than the model and one tensor are in memory; on the CPU those that need no conversion stay in the file
+    until they are used.
+
+    Args:
+        path: the folder.
+        device: where the model shall lie; the default device if absent.
+        dtype: in which it is computed; that of the stored weights if absent.
+
+    Raises:
+        FileNotFoundError: naming the folder or every file that is missing.
+        ValueError: for a config, weights or tokenizer that are damaged, not implemented or do not fit together. Files
+        that run code when they are read (pickles) are refused.
+        TypeError: for a dtype that the device does not have, or no floating one.
+        ImportError: without the library ``tokenizers`` where there is a tokenizer.
+
+    Examples:
+        >>> from ferrum_models import load
+        >>> load("nowhere")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: there is no model folder nowhere
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no model folder {folder}")
+    where = fa.get_default_device() if device is None else Device(device)
+    wanted = None if dtype is None else Dtype(dtype)
+    if wanted is not None and not (wanted.is_floating and where.supports(wanted)):
+        known = ", ".join(one.standard_name for one in Dtype.all() if one.is_floating and where.supports(one))
+        raise TypeError(f"a model can be computed in {known} on device {where}, not in {wanted}")
+    settings = Settings.load(_file(folder, "config.json"))
+    found = family(settings)
+    config = found.config(settings)
+    model = found.load(Weights.load(_stored(folder), device=where, dtype=wanted), config)
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "
+            f"but config.json says vocab_size {config.vocab_size}"
+        )
+    return model, tokenizer
+
+
+def _file(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"the model folder {folder} lacks {name}")
+    return path
+
+
+def _stored(folder: Path) -> Path:
+    """The file of the weights, or the index of several."""
+    for name in _WEIGHTS:
+        if (folder / name).is_file():
+            return folder / name
+    pickled = sorted(one.name for one in folder.iterdir() if one.suffix in _PICKLED)
+    if pickled:
+        raise ValueError(
+            f"{folder} holds its weights as {', '.join(pickled)}, which run code when they are read, and are refused; "
+            "save the model as safetensors"
+        )
+    raise FileNotFoundError(f"the model folder {folder} lacks {' or '.join(_WEIGHTS)}")
