@@ -8,6 +8,7 @@ from pathlib import Path
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
+from ferrum_ops import QuantTensor
 
 __all__ = ["LinearFormat", "Weights"]
 
@@ -15,7 +16,7 @@ _ENOUGH = 1000
 
 #: reads the weight of a linear layer that is stored in a form of its own: given the part of the weights that belongs
 #: to the layer and the shape [out, in], the weight, or None where the layer is stored as a dense one
-LinearFormat = Callable[["Weights", tuple[int, ...]], Tensor | None]
+LinearFormat = Callable[["Weights", tuple[int, ...]], Tensor | QuantTensor | None]
 
 
 @dataclass
@@ -114,7 +115,7 @@ class Weights:
             return None
         return found if shared.device is None else found.to_device(shared.device)
 
-    def linear(self, shape: tuple[int, ...]) -> Tensor:
+    def linear(self, shape: tuple[int, ...]) -> Tensor | QuantTensor:
         """The weight [out, in] (or of several experts, [E, out, in]) of the linear layer that this part is."""
         for read in self._shared.formats:
             found = read(self, shape)

@@ -7,17 +7,19 @@ fields are those of the checkpoints, so that the path of a tensor in the tree is
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, Self, TypeVar, dataclass_transform
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
+from ferrum_ops import QuantTensor
 
 __all__ = ["Module", "Parameter", "layer"]
 
-Parameter = Tensor
+Parameter = Tensor | QuantTensor
 #: what a leaf of the tree is
-_LEAF = (Tensor,)
+_LEAF = (Tensor, QuantTensor)
 _C = TypeVar("_C")
 
 
@@ -72,7 +74,7 @@ class Module:
     @property
     def size(self) -> int:
         """How many numbers the tree holds; a tensor that appears twice counts once."""
-        return sum(one.size for one in self._distinct())
+        return sum(math.prod(one.shape) for one in self._distinct())
 
     @property
     def nbytes(self) -> int:
@@ -115,9 +117,11 @@ class Module:
         def moved(path: str, value: Parameter) -> Parameter:
             if place is not None:
                 value = value.to_device(place)
-            if wanted is not None and value.dtype.is_floating:
-                value = value.astype(wanted, copy=False)
-            return value
+            if wanted is None or not value.dtype.is_floating:
+                return value
+            if isinstance(value, QuantTensor):
+                return dataclasses.replace(value, dtype=wanted)
+            return value.astype(wanted, copy=False)
 
         return self.map(moved)
 
@@ -138,9 +142,18 @@ class Module:
         raise ValueError(f"{type(self).__name__} has no floating tensor, so it has no device and no dtype")
 
     def save(self, path: Any, metadata: dict[str, str] | None = None) -> None:
-        """Write the dense tensors of the tree to a safetensors file, under their paths."""
+        """Write the tensors of the tree to a safetensors file, under their paths.
+
+        Raises:
+            ValueError: if a weight is quantised.
+        """
+        tensors: dict[str, Tensor] = {}
+        for name, value in self.named_parameters():
+            if isinstance(value, QuantTensor):
+                raise ValueError(f"save: {name} is {value!r}; only dense weights are written here")
+            tensors[name] = value
         # other libraries refuse a file without this entry
-        fa.io.save_safetensors(dict(self.named_parameters()), path, metadata={"format": "pt", **(metadata or {})})
+        fa.io.save_safetensors(tensors, path, metadata={"format": "pt", **(metadata or {})})
 
     def __repr__(self) -> str:
         return "\n".join(_tree(self))
@@ -161,7 +174,8 @@ def _items(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Parameter) -> str:
-    return f"{value.dtype.name}[{','.join(map(str, value.shape))}]"
+    kind = value.dtype.name if isinstance(value, Tensor) else value.scheme.name
+    return f"{kind}[{','.join(map(str, value.shape))}]"
 
 
 def _inline(module: Module) -> str:

@@ -82,7 +82,7 @@ def test_what_is_saved_is_what_transformers_reads(made: tuple[Path, Any], tmp_pa
     from transformers import AutoModelForCausalLM
 
     peer = AutoModelForCausalLM.from_pretrained(tmp_path)
-    np.testing.assert_array_equal(parity.logits_of(peer, IDS), parity.logits_of(made[1], IDS))
+    np.testing.assert_allclose(parity.logits_of(peer, IDS), parity.logits_of(made[1], IDS), atol=1e-4)
 
 
 def test_both_spellings_of_a_config_give_the_same(made: tuple[Path, Any], folder: Path) -> None:
