@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import ferrum_array as fa
-from ferrum_array import Dtype, Tensor
+from ferrum_array import Device, Dtype, Tensor
 
-__all__ = ["accumulator", "alike", "count", "describe", "floating", "integers", "last_axis"]
+__all__ = ["Shaped", "accumulator", "alike", "count", "describe", "floating", "integers", "last_axis"]
 
 
-def describe(x: Tensor) -> str:
+class Shaped(Protocol):
+    """What has a dtype, a shape and a device: a Tensor, or numbers stored in another way."""
+
+    @property
+    def dtype(self) -> Dtype: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def device(self) -> Device: ...
+
+
+def describe(x: Shaped) -> str:
     """Dtype, shape and device of *x*, as errors show them: ``float32[2,3]``."""
     where = "" if x.device.kind == "cpu" else f" on {x.device}"
     return f"{x.dtype}[{','.join(map(str, x.shape))}]{where}"
@@ -29,7 +42,7 @@ def floating(op: str, what: str, x: object) -> Tensor:
     return x
 
 
-def alike(op: str, reference: Tensor, what: str, x: Tensor, *, dtype: bool = True) -> None:
+def alike(op: str, reference: Shaped, what: str, x: Shaped, *, dtype: bool = True) -> None:
     """Check that *x* lies on the device of *reference* and, unless *dtype* is False, has its dtype.
 
     Raises:

@@ -14,8 +14,9 @@ from itertools import pairwise
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.activation import ActivationKind, gate_features, gated_activation
-from ferrum_ops.checks import accumulator, alike, count, describe, floating, integers
-from ferrum_ops.gemm import linear
+from ferrum_ops.checks import Shaped, accumulator, alike, count, describe, floating, integers
+from ferrum_ops.gemm import linear, weights
+from ferrum_ops.quant.tensor import QuantTensor
 from ferrum_ops.registry import Op
 
 __all__ = ["RoutePlan", "grouped_linear", "moe_combine", "moe_ffn", "moe_permute", "moe_plan"]
@@ -188,11 +189,12 @@ def _moe_permute(x: Tensor, plan: RoutePlan) -> Tensor:
 # The work of the experts.
 
 
-def grouped_linear(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None = None) -> Tensor:
+def grouped_linear(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Tensor | None = None) -> Tensor:
     """``linear`` with the weights of the row's expert: x [R, K], w [E, N, K], bias [E, N] give [R, N].
 
     The rows of expert e are ``offsets[e]`` to ``offsets[e + 1]``, for offsets [E + 1] that begin with 0 and never
-    decrease. Rows from ``offsets[E]`` on belong to nobody and give 0. Sums, *bias* and rounding are as in ``linear``.
+    decrease. Rows from ``offsets[E]`` on belong to nobody and give 0. Sums, *bias*, rounding and
+    quantised weights are as in ``linear``.
 
     The reference reads the offsets back, once, and makes one product for each expert that has rows; other
     implementations may leave the offsets where they are, and then do not check them.
@@ -200,8 +202,8 @@ def grouped_linear(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None = 
     Source: as for ``moe_plan``.
 
     Raises:
-        TypeError: if *x* and *w* differ in dtype, anything else is not real floating-point, or *offsets* are not
-        integers. ValueError: for shapes, offsets or devices that do not fit.
+        TypeError: if *x* and a dense *w* differ in dtype, anything else is not real floating-point, or *offsets* are
+        not integers. ValueError: for shapes, offsets or devices that do not fit.
 
     Examples:
         >>> import ferrum_array as fa
@@ -212,8 +214,7 @@ def grouped_linear(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None = 
                 [8.]])
     """
     floating("grouped_linear", "x", x)
-    floating("grouped_linear", "w", w)
-    alike("grouped_linear", x, "w", w)
+    quantised = weights("grouped_linear", "w", x, w)
     if x.ndim != 2 or w.ndim != 3 or x.shape[1] != w.shape[2]:
         raise ValueError(
             f"grouped_linear: x must be [R, K] and w [E, N, K] with one K, got {describe(x)} and {describe(w)}"
@@ -224,12 +225,12 @@ def grouped_linear(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None = 
         raise ValueError(
             f"grouped_linear: offsets must have shape ({w.shape[0] + 1},) for w {describe(w)}, got {describe(offsets)}"
         )
-    features = _biases("grouped_linear", x, ("bias", bias, w))
+    features = (*quantised, *_biases("grouped_linear", x, ("bias", bias, w)))
     return _GROUPED_LINEAR(x.device, (x.dtype,), features, x, w, offsets.astype("i64", copy=False), bias)
 
 
 @_GROUPED_LINEAR.reference
-def _grouped_linear(x: Tensor, w: Tensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
+def _grouped_linear(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
     bounds = offsets.tolist()
     if bounds[0] != 0 or any(b < a for a, b in pairwise(bounds)) or bounds[-1] > x.shape[0]:
         raise ValueError(
@@ -296,8 +297,8 @@ def _moe_combine(y: Tensor, plan: RoutePlan, w: Tensor, residual: Tensor | None)
 
 def moe_ffn(
     x: Tensor,
-    w13: Tensor,
-    w2: Tensor,
+    w13: Tensor | QuantTensor,
+    w2: Tensor | QuantTensor,
     ids: Tensor,
     w: Tensor,
     *,
@@ -317,8 +318,8 @@ def moe_ffn(
 
     Args:
         x: tokens.
-        w13: [E, 2 * I, K], the gate's half first.
-        w2: [E, N, I].
+        w13: [E, 2 * I, K], the gate's half first; it may be quantised.
+        w2: [E, N, I]; it may be quantised, whether or not *w13* is.
         ids: [..., k], the experts of each token, as ``moe_route`` gives them.
         w: [..., k], their weights, of any real floating dtype.
         kind: the activation.
@@ -331,9 +332,9 @@ def moe_ffn(
     Source: Shazeer et al., "Outrageously large neural networks", 2017; Jiang et al., "Mixtral of experts", 2024.
 
     Raises:
-        TypeError: if *x*, *w13* and *w2* differ in dtype, anything else is not real floating-point, or *ids* are not
-        integers. IndexError: for an id that is not from 0 to E - 1. ValueError: for shapes or devices that do not fit,
-        a k that is not 1 to E, and parameters that ``gated_activation`` refuses.
+        TypeError: if *x* and a dense *w13* or *w2* differ in dtype, anything else is not real floating-point, or
+        *ids* are not integers. IndexError: for an id that is not from 0 to E - 1. ValueError: for shapes or devices
+        that do not fit, a k that is not 1 to E, and parameters that ``gated_activation`` refuses.
 
     Examples:
         >>> import ferrum_array as fa
@@ -344,11 +345,11 @@ def moe_ffn(
                 [12.]])
     """
     floating("moe_ffn", "x", x)
-    for what, weights in (("w13", w13), ("w2", w2)):
-        floating("moe_ffn", what, weights)
-        alike("moe_ffn", x, what, weights)
-        if weights.ndim != 3:
-            raise ValueError(f"moe_ffn: {what} must have three axes, experts first, got {describe(weights)}")
+    quantised: list[str] = []
+    for what, matrices in (("w13", w13), ("w2", w2)):
+        quantised += [f"{what}:{feature}" for feature in weights("moe_ffn", what, x, matrices)]
+        if matrices.ndim != 3:
+            raise ValueError(f"moe_ffn: {what} must have three axes, experts first, got {describe(matrices)}")
     given = f"got x {describe(x)}, w13 {describe(w13)}, w2 {describe(w2)}"
     if not x.ndim or x.shape[-1] != w13.shape[2]:
         raise ValueError(f"moe_ffn: x [..., K] and w13 [E, 2 I, K] must share K; {given}")
@@ -363,6 +364,7 @@ def moe_ffn(
                 f"moe_ffn: {what} must be {x.shape[:-1]} and k, as x {describe(x)}, got {describe(routed)}"
             )
     features = (
+        *quantised,
         *gate_features("moe_ffn", kind, limit, alpha, up_offset),
         *_biases("moe_ffn", x, ("b13", b13, w13), ("b2", b2, w2)),
     )
@@ -372,8 +374,8 @@ def moe_ffn(
 
 @_MOE_FFN.reference
 def _moe_ffn(
-    x: Tensor, w13: Tensor, w2: Tensor, ids: Tensor, w: Tensor, kind: ActivationKind, b13: Tensor | None,
-    b2: Tensor | None, limit: float | None, alpha: float, up_offset: float,
+    x: Tensor, w13: Tensor | QuantTensor, w2: Tensor | QuantTensor, ids: Tensor, w: Tensor, kind: ActivationKind,
+    b13: Tensor | None, b2: Tensor | None, limit: float | None, alpha: float, up_offset: float,
 ) -> Tensor:  # fmt: skip
     ids_in_range("moe_ffn", ids, w13.shape[0])
     plan = moe_plan(ids, w13.shape[0])
@@ -409,7 +411,7 @@ def _ids(op: str, ids: Tensor, experts: int) -> Tensor:
     return ids.astype("i64", copy=False)
 
 
-def _biases(op: str, x: Tensor, *given: tuple[str, Tensor | None, Tensor]) -> tuple[str, ...]:
+def _biases(op: str, x: Tensor, *given: tuple[str, Tensor | None, Shaped]) -> tuple[str, ...]:
     """The features of biases: their names, and ``mixed`` if one has not the dtype of *x* but that of its sums."""
     wide, found, mixed = accumulator(x.dtype), [], False
     for what, bias, w in given:
