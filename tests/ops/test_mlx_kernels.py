@@ -12,9 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from ferrum_ops import explain, grouped_linear, layer_norm, rms_norm, rope_table, use_fast_paths
+from ferrum_ops import (
+    QuantTensor,
+    dequantize,
+    explain,
+    grouped_linear,
+    layer_norm,
+    linear,
+    quantize,
+    repack,
+    rms_norm,
+    rope_table,
+    use_fast_paths,
+)
 from tests.array.oracle import wide
-from tests.ops.oracle import TOLERANCE, Array, distance, make, noise
+from tests.ops.oracle import TOLERANCE, Array, check, distance, make, noise
 
 pytestmark = pytest.mark.mlx
 
@@ -137,7 +149,108 @@ def test_what_norms_leave_to_the_reference(mlx: fa.Device) -> None:
             assert reason(op, x.astype("f64")) == "does not take float64"
 
 
-# Experts.
+# Products.
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.lists(st.integers(1, 4), max_size=2),
+    inner=st.integers(1, 70),
+    outer=st.integers(1, 9),
+    strided=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_linear_with_a_bias(
+    mlx: fa.Device, seed: int, rows: list[int], inner: int, outer: int, strided: bool, dtype: fa.Dtype
+) -> None:
+    x, x64 = make(noise(seed, *rows, inner), dtype, mlx, strided=strided)
+    w, w64 = make(noise(seed + 1, outer, inner), dtype, mlx, strided=strided)
+    bias, b64 = make(noise(seed + 2, outer), dtype, mlx)
+    assert explain(linear, x, w, bias).runs == "mlx.addmm"
+    near(linear(x, w, bias), x64 @ w64.T + b64, np.abs(x64) @ np.abs(w64).T + np.abs(b64), dtype)
+    assert explain(linear, x, w).runs == "reference"
+    if dtype is not fa.float32:
+        assert explain(linear, x, w, bias.astype("f32")).runs == "reference"
+        assert explain(linear, x, w, bias, dtype="f32").runs == "reference"
+
+
+def near(got: fa.Tensor, want: Array, size: Array, dtype: fa.Dtype) -> None:
+    """*got* must be *want*, of sums whose terms are *size* together, rounded to *dtype*."""
+    assert got.dtype is dtype
+    assert got.shape == want.shape
+    assert (np.abs(wide(got) - want) <= np.abs(want) * fa.finfo(dtype).eps + size * 3e-7 + 1e-30).all()
+
+
+def test_near_can_fail() -> None:
+    with pytest.raises(AssertionError):
+        near(fa.asarray([1.00001]), np.ones(1), np.ones(1), fa.float32)
+
+
+SCHEMES = [
+    f"int{bits}-g{group}{zeros}" for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 96) for zeros in ("", "-asym")
+]
+SCHEMES += ["int8", "int8-g64", "int4", "int4-g128-asym-f16", "int8-g64-f16", "int8-g256-asym-bf16", "int4-g32-bf16"]
+
+
+def quantised(values: Array, scheme: str, device: fa.Device, layout: str) -> tuple[QuantTensor, Array]:
+    """The numbers in *scheme* and *layout*, and what they are then."""
+    q = quantize(fa.asarray(values, dtype="f32"), scheme)
+    signed = q.parts["values"].dtype is fa.int8  # these run in MLX's order alone
+    return repack(q.to_device(device), "mlx-affine" if signed else layout), wide(dequantize(q))
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.lists(st.integers(1, 4), max_size=2),
+    scheme=st.sampled_from(SCHEMES),
+    groups=st.integers(1, 2),
+    outer=st.integers(1, 9),
+    biased=st.sampled_from(["", "alike", "wide"]),
+    dtype=st.sampled_from(DTYPES),
+    out=st.sampled_from(DTYPES),
+    layout=st.sampled_from(["plain", "mlx-affine"]),
+)
+def test_linear_of_quantised_weights(
+    mlx: fa.Device, seed: int, rows: list[int], scheme: str, groups: int, outer: int, biased: str, dtype: fa.Dtype,
+    out: fa.Dtype, layout: str,
+) -> None:  # fmt: skip
+    inner = groups * 768  # a multiple of all groups
+    x, x64 = make(noise(seed, *rows, inner), dtype, mlx)
+    w, w64 = quantised(noise(seed + 1, outer, inner), scheme, mlx, layout)
+    bias, b64 = make(
+        noise(seed + 2, outer) if biased else np.zeros(outer), fa.float32 if biased == "wide" else dtype, mlx
+    )
+    arguments = (x, w, bias if biased else None)
+    assert explain(linear, *arguments, dtype=out).runs == "mlx.quantized_matmul"
+    got = linear(*arguments, dtype=out)
+    want = x64 @ w64.T + b64
+    if has_gpu() and mlx.index == "gpu":
+        check(got, want, out)
+    else:  # all in float32; a value and its bias cancel
+        near(got, want, 4 * np.abs(x64) @ np.abs(w64).T + np.abs(b64), out)
+
+
+@given(scheme=st.sampled_from(SCHEMES), seed=st.integers(0, 2**32 - 1), stacked=st.booleans())
+def test_the_layout_keeps_every_bit(mlx: fa.Device, scheme: str, seed: int, stacked: bool) -> None:
+    plain = quantize(fa.asarray(noise(seed, *((2,) if stacked else ()), 3, 768), dtype="f32"), scheme).to_device(mlx)
+    packed = repack(plain, "mlx-affine")
+    back = repack(packed, "plain")
+    assert packed.features == (*plain.features, "layout:mlx-affine")
+    assert back.parts.keys() == plain.parts.keys()
+    for name, part in plain.parts.items():
+        assert back.parts[name].dtype is part.dtype
+        assert fa.all(back.parts[name] == part)
+    assert fa.all(dequantize(packed) == dequantize(plain))
+
+
+def test_scales_near_the_end_of_their_range(mlx: fa.Device) -> None:
+    """128 times the scale is more than float16 holds."""
+    values = np.full((1, 64), 65000.0)
+    values[0, ::2] = -60000.0
+    w, w64 = quantised(values, "int8-g64-f16", mlx, "mlx-affine")
+    assert w.parts["biases"].dtype is fa.float32
+    x, x64 = make(noise(1, 2, 64) / 1000, fa.float16, mlx)
+    near(linear(x, w), x64 @ w64.T, 4 * np.abs(x64) @ np.abs(w64).T, fa.float16)
 
 
 @given(
@@ -149,31 +262,69 @@ def test_what_norms_leave_to_the_reference(mlx: fa.Device) -> None:
     biased=st.booleans(),
     strided=st.booleans(),
 )
-def test_grouped_linear(
+def test_experts(
     mlx: fa.Device, seed: int, counts: list[int], beyond: int, inner: int, outer: int, biased: bool, strided: bool
 ) -> None:
-    experts = len(counts)
     x, x64 = make(noise(seed, sum(counts) + beyond, inner), fa.float32, mlx, strided=strided)
-    w, w64 = make(noise(seed + 1, experts, outer, inner), fa.float32, mlx, strided=strided)
-    bias, b64 = make(noise(seed + 2, experts, outer), fa.float32, mlx)
+    w, w64 = make(noise(seed + 1, len(counts), outer, inner), fa.float32, mlx, strided=strided)
+    experts("mlx.gather_mm", seed, counts, (x, x64), (w, w64), biased)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    counts=st.lists(st.integers(0, 3), min_size=1, max_size=4).filter(any),
+    beyond=st.integers(0, 2),
+    scheme=st.sampled_from(SCHEMES),
+    biased=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(["plain", "mlx-affine"]),
+)
+def test_quantised_experts(
+    mlx: fa.Device, seed: int, counts: list[int], beyond: int, scheme: str, biased: bool, dtype: fa.Dtype, layout: str
+) -> None:
+    x = make(noise(seed, sum(counts) + beyond, 768), dtype, mlx)
+    w = quantised(noise(seed + 1, len(counts), 5, 768), scheme, mlx, layout)
+    experts("mlx.gather_qmm", seed, counts, x, w, biased)
+
+
+def experts(
+    runs: str, seed: int, counts: list[int], x: tuple[fa.Tensor, Array], w: tuple[Any, Array], biased: bool
+) -> None:
+    """The rows of each expert, and those of nobody."""
+    (x_, x64), (w_, w64), dtype, device = x, w, x[0].dtype, x[0].device
+    bias, b64 = make(noise(seed + 2, *w64.shape[:2]), dtype, device)
     bounds = np.concatenate([[0], np.cumsum(counts)])
-    got = grouped_linear(x, w, fa.asarray(bounds, device=mlx), bias if biased else None)
-    assert explain(grouped_linear, x, w, fa.asarray(bounds, device=mlx), bias).runs == "mlx.gather_mm"
-    want: Array = np.zeros((sum(counts) + beyond, outer))
+    arguments = (x_, w_, fa.asarray(bounds, device=device), bias if biased else None)
+    assert explain(grouped_linear, *arguments).runs == runs
+    got = grouped_linear(*arguments)
+    want, size = (np.zeros((len(x64), w64.shape[1])) for _ in range(2))
     for e, (start, stop) in enumerate(pairwise(bounds)):
         want[start:stop] = x64[start:stop] @ w64[e].T + (b64[e] if biased else 0.0)
-    # sums of products may cancel
-    room = 4e-7 * (inner + 1) * (np.abs(x64).max() * np.abs(w64).max() + 4)
-    np.testing.assert_allclose(wide(got), want, atol=room)
+        size[start:stop] = 4 * np.abs(x64[start:stop]) @ np.abs(w64[e]).T + np.abs(b64[e])
+    if has_gpu() and device.index == "gpu":
+        check(got, want, dtype)
+    else:
+        near(got, want, size, dtype)
     assert (wide(got)[sum(counts) :] == 0).all()
 
 
-def test_what_grouped_linear_leaves_to_the_reference(mlx: fa.Device) -> None:
+def test_what_products_leave_to_the_reference(mlx: fa.Device) -> None:
     offsets = fa.asarray([0, 1, 2], device=mlx)
-    x, w = fa.ones((2, 3), device=mlx), fa.ones((2, 4, 3), device=mlx)
+    x, w = fa.ones((2, 64), device=mlx), fa.ones((2, 4, 64), device=mlx)
     told = explain(grouped_linear, x.astype("bf16"), w.astype("bf16"), offsets)
     assert told.runs == ("reference" if mlx.index == "cpu" or not has_gpu() else "mlx.gather_mm")
     assert explain(grouped_linear, x[:0], w, fa.asarray([0, 0, 0], device=mlx)).runs == "reference"
+    assert explain(linear, x[:0], w[0], w[0, :, 0]).runs == "reference"
+
+    def reason(scheme: str) -> str:
+        told = explain(linear, x, quantize(w[0], scheme))
+        assert told.runs == "reference", told
+        return dict(told.others)["mlx.quantized_matmul"]
+
+    assert reason("int4-g16") == "MLX's groups are of 128, 64, 32, which do not divide those of int4-g16"
+    assert reason("int8") == "signed integers must be in MLX's order: repack(w, 'mlx-affine')"
+    with pytest.raises(ValueError, match=r"the layout mlx-affine does not hold .*int4-g16.*MLX's groups"):
+        repack(quantize(w[0], "int4-g16"), "mlx-affine")
 
 
 def has_gpu() -> bool:

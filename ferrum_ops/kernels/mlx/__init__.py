@@ -7,27 +7,28 @@ positions of a million, and takes no tables.
 from __future__ import annotations
 
 from ferrum_array import Dtype
+from ferrum_ops.quant.types import register_layout
 from ferrum_ops.registry import Row, register
 
 __all__: list[str] = []
 
 _FLOATS = frozenset((dtype,) for dtype in (Dtype.F32, Dtype.F16, Dtype.BF16))
+_INTEGERS = frozenset((*(f"quant:int{bits}" for bits in (2, 3, 4, 5, 6, 8)), "zeros", "layout:mlx-affine"))
 _HERE = "ferrum_ops.kernels.mlx"
 
+
+def _row(op: str, name: str, features: frozenset[str] | set[str], load: str, when: str) -> Row:
+    return Row(op, f"mlx.{name}", "mlx", _FLOATS, frozenset(features), load=f"{_HERE}.{load}", when=f"{_HERE}.{when}")
+
+
+register_layout("mlx-affine", f"{_HERE}.affine:AFFINE")
+
 register(
-    Row(
-        *("rms_norm", "mlx.rms_norm", "mlx", _FLOATS, frozenset(("offset", "residual"))),
-        load=f"{_HERE}.norm:rms_norm",
-        when=f"{_HERE}.norm:has_elements",
-    ),
-    Row(
-        *("layer_norm", "mlx.layer_norm", "mlx", _FLOATS, frozenset(("residual",))),
-        load=f"{_HERE}.norm:layer_norm",
-        when=f"{_HERE}.norm:has_elements",
-    ),
-    Row(
-        *("grouped_linear", "mlx.gather_mm", "mlx", _FLOATS, frozenset(("bias", "mixed"))),
-        load=f"{_HERE}.moe:grouped_linear",
-        when=f"{_HERE}.moe:fits",
-    ),
+    _row("rms_norm", "rms_norm", {"offset", "residual"}, "norm:rms_norm", "norm:has_elements"),
+    _row("layer_norm", "layer_norm", {"residual"}, "norm:layer_norm", "norm:has_elements"),
+    # without a bias, linear is MLX's product anyway
+    _row("linear", "addmm", {"bias"}, "gemm:with_bias", "gemm:bias_fits"),
+    _row("linear", "quantized_matmul", _INTEGERS | {"bias", "mixed", "dtype"}, "gemm:quantised", "gemm:quantised_fits"),
+    _row("grouped_linear", "gather_mm", {"bias", "mixed"}, "gemm:grouped", "gemm:grouped_fits"),
+    _row("grouped_linear", "gather_qmm", _INTEGERS | {"bias", "mixed"}, "gemm:grouped", "gemm:quantised_fits"),
 )
