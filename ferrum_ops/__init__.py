@@ -11,12 +11,14 @@ from ferrum_ops.attention import attention
 from ferrum_ops.cores import set_threads, threads
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
+from ferrum_ops.kv_cache import KVCache, KVSpec, kv_append, kv_copy_blocks, kv_gather
 from ferrum_ops.lora import lora_delta
 from ferrum_ops.moe import RoutePlan, grouped_linear, moe_combine, moe_ffn, moe_permute, moe_plan
 from ferrum_ops.moe_routing import moe_route
 from ferrum_ops.norm import l2_norm, layer_norm, rms_norm
 from ferrum_ops.quant.tensor import QuantTensor
 from ferrum_ops.quantize import dequantize, quantize, repack
+from ferrum_ops.recurrent import causal_conv1d, gated_delta_rule, gdn_gates
 from ferrum_ops.registry import Explanation, explain, fast_paths, use_fast_paths
 from ferrum_ops.rope import qk_norm_rope, rope, rope_table
 from ferrum_ops.rope_config import rope_frequencies, rope_scaling
@@ -35,6 +37,8 @@ __all__ = [
     "ActivationKind",
     "DynamicScaling",
     "Explanation",
+    "KVCache",
+    "KVSpec",
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
@@ -46,12 +50,18 @@ __all__ = [
     "YarnScaling",
     "activation",
     "attention",
+    "causal_conv1d",
     "dequantize",
     "embedding",
     "explain",
     "fast_paths",
     "gated_activation",
+    "gated_delta_rule",
+    "gdn_gates",
     "grouped_linear",
+    "kv_append",
+    "kv_copy_blocks",
+    "kv_gather",
     "l2_norm",
     "layer_norm",
     "linear",

@@ -7,9 +7,10 @@ Pure Python on integers; the work on arrays follows these plans.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
-__all__ = ["Run", "Tile", "runs", "tiles", "visible"]
+__all__ = ["Run", "Stretch", "Tile", "block_slots", "runs", "stretches", "tiles", "visible"]
 
 
 class Tile(NamedTuple):
@@ -92,3 +93,45 @@ def runs(query_lengths: Sequence[int], key_lengths: Sequence[int]) -> tuple[Run,
         query += query_length
         key += key_length
     return tuple(found)
+
+
+class Stretch(NamedTuple):
+    """*length* tokens from *token* on that go to neighbouring slots, from *slot* on."""
+
+    token: int
+    slot: int
+    length: int
+
+
+def stretches(slots: Sequence[int]) -> tuple[Stretch, ...]:
+    """Slots of consecutive tokens as stretches of neighbours.
+
+    Examples:
+        >>> stretches([4, 5, 6, 0])
+        (Stretch(token=0, slot=4, length=3), Stretch(token=3, slot=0, length=1))
+    """
+    if slots and slots[-1] - slots[0] == len(slots) - 1 and all(b - a == 1 for a, b in pairwise(slots)):
+        return (Stretch(0, slots[0], len(slots)),)
+    found: list[Stretch] = []
+    for token, slot in enumerate(slots):
+        last = found[-1] if found else None
+        if last is not None and slot == last.slot + last.length:
+            found[-1] = last._replace(length=last.length + 1)
+        else:
+            found.append(Stretch(token, slot, 1))
+    return tuple(found)
+
+
+def block_slots(table: Sequence[int], block_size: int, positions: Sequence[int], *, ring: bool = False) -> list[int]:
+    """The slots of *positions* of a sequence whose blocks are *table*; in a ring they go round its one block.
+
+    Examples:
+        >>> block_slots([5, 2], 4, [0, 3, 4])
+        [20, 23, 8]
+        >>> block_slots([1], 4, [6], ring=True)
+        [6]
+    """
+    if ring or len(table) == 1:
+        first = table[0] * block_size
+        return [first + place % block_size for place in positions]
+    return [table[place // block_size] * block_size + place % block_size for place in positions]
