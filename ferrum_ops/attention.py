@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, overload
+from typing import Literal, overload
 
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.checks import accumulator, alike, describe, floating
-from ferrum_ops.planning import Tile, tiles
+from ferrum_ops.registry import Op
+from ferrum_ops.tiled import AttentionOptions, dense
 from ferrum_ops.types import SequenceMeta
 
 __all__ = ["attention"]
 
-# Scores exist for one block of queries and one of keys at a time.
-_QUERY_BLOCK = 256
-_KEY_BLOCK = 512
-
-
-class _Options(NamedTuple):
-    scale: float
-    causal: bool
-    window: int | None
-    softcap: float | None
-    sinks: Tensor | None
+# Takes q, k, v, bias, meta and the options; gives the result and the log-sum-exp, which may be None where the feature
+# "lse" is not asked for. A bias has all axes of the scores.
+_ATTENTION: Op[tuple[Tensor, Tensor | None]] = Op("attention")
 
 
 @overload
@@ -121,21 +114,20 @@ def attention(
                 [[1.5]]])
     """
     _check_operands(q, k, v)
-    options = _Options(_scale(scale, q), bool(causal), window, softcap, sinks)
+    options = AttentionOptions(_scale(scale, q), bool(causal), window, softcap, sinks)
     _check_options(options, q)
-    wide = accumulator(q.dtype)
-    if sinks is not None:
-        options = options._replace(sinks=sinks.astype(wide, copy=False))
-    queries, keys, values = (x.astype(wide, copy=False) for x in (q, k, v))
-    if meta is None:
-        if bias is not None:
-            bias = _checked_bias(bias, q, k).astype(wide, copy=False)
-        result, lse = _dense(queries, keys, values, bias, options)
-    else:
+    if meta is not None:
         _check_meta(meta, q, k, bias, options)
-        result, lse = _packed(queries, keys, values, meta, options)
-    result = result.astype(q.dtype, copy=False)
-    return (result, lse) if return_lse else result
+    elif bias is not None:
+        bias = _checked_bias(bias, q, k)
+    features = (
+        *options.features,
+        *(() if bias is None else ("bias",)),
+        *(() if meta is None else ("meta",)),
+        *(("lse",) if return_lse else ()),
+    )
+    result, lse = _ATTENTION(q.device, (q.dtype,), features, q, k, v, bias, meta, options)
+    return result if not return_lse or lse is None else (result, lse)
 
 
 # What is asked for.
@@ -167,7 +159,7 @@ def _scale(scale: float | None, q: Tensor) -> float:
     return float(scale)
 
 
-def _check_options(options: _Options, q: Tensor) -> None:
+def _check_options(options: AttentionOptions, q: Tensor) -> None:
     window, softcap, sinks = options.window, options.softcap, options.sinks
     if window is not None:
         if isinstance(window, bool) or not isinstance(window, int) or window < 1:
@@ -198,7 +190,7 @@ def _checked_bias(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
     return bias.reshape(*(1,) * short, *bias.shape)
 
 
-def _check_meta(meta: SequenceMeta, q: Tensor, k: Tensor, bias: Tensor | None, options: _Options) -> None:
+def _check_meta(meta: SequenceMeta, q: Tensor, k: Tensor, bias: Tensor | None, options: AttentionOptions) -> None:
     if meta.block_tables is not None or meta.slots is not None:
         raise ValueError(
             "attention: k and v are packed here, but meta has block_tables or slots, "
@@ -224,7 +216,22 @@ def _check_meta(meta: SequenceMeta, q: Tensor, k: Tensor, bias: Tensor | None, o
 # The work.
 
 
-def _packed(q: Tensor, k: Tensor, v: Tensor, meta: SequenceMeta, options: _Options) -> tuple[Tensor, Tensor]:
+@_ATTENTION.reference
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, meta: SequenceMeta | None, options: AttentionOptions
+) -> tuple[Tensor, Tensor]:
+    wide = accumulator(q.dtype)
+    if options.sinks is not None:
+        options = options._replace(sinks=options.sinks.astype(wide, copy=False))
+    queries, keys, values = (x.astype(wide, copy=False) for x in (q, k, v))
+    if meta is None:
+        result, lse = dense(queries, keys, values, None if bias is None else bias.astype(wide, copy=False), options)
+    else:
+        result, lse = _packed(queries, keys, values, meta, options)
+    return result.astype(q.dtype, copy=False), lse
+
+
+def _packed(q: Tensor, k: Tensor, v: Tensor, meta: SequenceMeta, options: AttentionOptions) -> tuple[Tensor, Tensor]:
     results, sums = [], []
     for run in meta.runs:
         rows = run.sequences * run.query_length
@@ -232,97 +239,11 @@ def _packed(q: Tensor, k: Tensor, v: Tensor, meta: SequenceMeta, options: _Optio
         seen = slice(run.key, run.key + run.sequences * run.key_length)
         queries = q[many].reshape(run.sequences, run.query_length, *q.shape[1:])
         keys, values = (x[seen].reshape(run.sequences, run.key_length, *x.shape[1:]) for x in (k, v))
-        result, lse = _dense(queries, keys, values, None, options)
+        result, lse = dense(queries, keys, values, None, options)
         results.append(result.reshape(rows, *result.shape[2:]))
         sums.append(lse.reshape(rows, *lse.shape[2:]))
     if not results:  # no sequence at all
-        return _dense(q, k, v, None, options)
+        return dense(q, k, v, None, options)
     if len(results) == 1:
         return results[0], sums[0]
     return fa.concat(results), fa.concat(sums)
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, options: _Options) -> tuple[Tensor, Tensor]:
-    """The result [..., Tq, H, Dv] and log-sum-exp [..., Tq, H], by blocks of queries."""
-    count, heads, _ = q.shape[-3:]
-    length, key_heads, _ = k.shape[-3:]
-    offset = length - count
-    # heads first: [..., H, T, D]
-    q, k, v = (fa.moveaxis(x, -2, -3) for x in (q * options.scale, k, v))
-    parts = []
-    for first in range(0, max(count, 1), _QUERY_BLOCK):
-        last = min(first + _QUERY_BLOCK, count)
-        plan = tiles(first, last, length, offset, options.causal, options.window, _KEY_BLOCK)
-        # Heads that share keys are rows of one product: [..., Hkv, G * Tq, D].
-        group = heads // key_heads * (last - first)
-        rows = q[..., first:last, :].reshape(*q.shape[:-3], key_heads, group, q.shape[-1])
-        if bias is not None and bias.shape[-2] != 1:
-            piece: Tensor | None = bias[..., first:last, :]
-        else:
-            piece = bias
-        parts.append(_block(rows, k, v, piece, options, plan, (heads, first, last, offset)))
-    if len(parts) == 1:
-        result, lse = parts[0]
-    else:
-        result, lse = (fa.concat([part[i] for part in parts], axis=-2) for i in (0, 1))
-    return fa.moveaxis(result, -3, -2), fa.moveaxis(lse[..., 0], -2, -1)
-
-
-def _block(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    bias: Tensor | None,
-    options: _Options,
-    plan: tuple[Tile, ...],
-    place: tuple[int, int, int, int],
-) -> tuple[Tensor, Tensor]:
-    """One block of queries, [..., Hkv, G * Tq, D], against its tiles of keys.
-
-    It keeps the greatest score so far, *top*, and relative to it the sum of the exponentials,
-    *total*, and the weighted sum of the values, *result*; all [..., H, Tq, *].
-    """
-    heads, first, last, offset = place
-    rows = (*q.shape[:-3], heads, last - first)
-    result = fa.zeros((*rows, v.shape[-1]), dtype=q.dtype, device=q.device)
-    if options.sinks is None:
-        top = fa.full((*rows, 1), -math.inf, dtype=q.dtype, device=q.device)
-        total = fa.zeros((*rows, 1), dtype=q.dtype, device=q.device)
-    else:
-        top = fa.broadcast_to(options.sinks.reshape(heads, 1, 1), (*rows, 1))
-        total = fa.ones((*rows, 1), dtype=q.dtype, device=q.device)
-    empty = options.sinks is None
-    for tile in plan:
-        keys = slice(tile.start, tile.stop)
-        scores = (q @ k[..., keys, :].mT).reshape(*rows, tile.stop - tile.start)
-        if options.softcap is not None:
-            scores = fa.tanh(scores * (1.0 / options.softcap)) * options.softcap
-        if bias is not None:
-            scores = scores + (bias if bias.shape[-1] == 1 else bias[..., keys])
-        if tile.masked:
-            mask = _mask(tile, first, last, offset, options.window, q)
-            scores = fa.where(mask, scores, -math.inf)
-        new_top = fa.maximum(top, fa.max(scores, axis=-1, keepdims=True))
-        # where all is -inf, exp(-inf - 0) is the 0 that is wanted and exp(-inf + inf) a NaN
-        base = fa.where(new_top == -math.inf, 0.0, new_top)
-        scores -= base
-        weights = fa.exp(scores)
-        weights_grouped = weights.reshape(*q.shape[:-1], tile.stop - tile.start)
-        read = (weights_grouped @ v[..., keys, :]).reshape(result.shape)
-        sum_ = fa.sum(weights, axis=-1, keepdims=True)
-        if empty:  # nothing to rescale yet
-            total, result, empty = sum_, read, False
-        else:
-            shrink = fa.exp(top - base)
-            total, result = total * shrink + sum_, result * shrink + read
-        top = new_top
-    nothing = total == 0.0
-    return result / fa.where(nothing, 1.0, total), fa.where(nothing, -math.inf, top + fa.log(total))
-
-
-def _mask(tile: Tile, first: int, last: int, offset: int, window: int | None, like: Tensor) -> Tensor:
-    """Which keys of the tile each query sees, [Tq, tile], as ``planning.visible`` says."""
-    place = fa.arange(first + offset, last + offset, device=like.device).reshape(last - first, 1)
-    keys = fa.arange(tile.start, tile.stop, device=like.device)
-    seen = keys <= place
-    return seen if window is None else fa.logical_and(seen, keys > place - window)

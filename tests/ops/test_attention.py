@@ -18,7 +18,7 @@ from ferrum_ops.planning import visible
 from tests.array.oracle import wide
 from tests.ops.oracle import Array, check, floats, make, noise
 
-MODULE = sys.modules["ferrum_ops.attention"]
+MODULE = sys.modules["ferrum_ops.tiled"]
 
 
 def blocks(queries: int, keys: int) -> Any:
