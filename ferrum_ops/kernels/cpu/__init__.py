@@ -10,7 +10,10 @@ import importlib.util
 from collections.abc import Callable
 from functools import cache
 
+import ferrum_array as fa
+from ferrum_array import Dtype
 from ferrum_ops.kernels.cpu.features import lacks
+from ferrum_ops.registry import Row, register
 
 __all__ = ["needs"]
 
@@ -23,11 +26,56 @@ def _numba_is_missing() -> str | None:
 
 
 def needs(*features: str) -> Callable[[], str | None]:
-    """What a row asks for the reason why the machine cannot run it: numba is missing, or features of the processor.
-
-    Examples:
-        >>> from ferrum_ops.kernels.cpu import needs
-        >>> needs("avx1024")()
-        '...avx1024'
-    """
+    """What a row asks for the reason why the machine cannot run it: numba is missing, or features of the processor."""
     return lambda: _numba_is_missing() or lacks(*features)
+
+
+Dtypes = tuple[Dtype, ...]
+_F32, _F16, _BF16 = fa.float32, fa.float16, fa.bfloat16
+#: the dtypes of one operand that kernels take; float64 runs on the references
+_FLOATS = frozenset((dtype,) for dtype in (_F32, _F16, _BF16))
+_PAIRS = frozenset((x, y) for x in (_F32, _F16, _BF16) for y in (_F32, _F16, _BF16))
+_HERE = __name__
+
+
+def _row(op: str, place: str, *features: str, dtypes: frozenset[Dtypes] = _FLOATS, name: str = "", **more: str) -> Row:
+    load = f"{_HERE}.{place}"
+    return Row(op, f"cpu.{name or op}", "cpu", dtypes, frozenset(features), load, missing=needs(), **more)
+
+
+_KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
+
+register(
+    _row("rms_norm", "norms:rms_norm", "offset"),
+    _row("rms_norm", "norms:rms_norm_with", "offset", "residual", "gate", name="rms_norm_with"),
+    _row(
+        "rms_norm",
+        "norms:rms_norm_with",
+        *("offset", "residual", "gate", "mixed"),
+        name="rms_norm_mixed",
+        when=f"{_HERE}.norms:no_float64",
+    ),
+    _row("l2_norm", "norms:l2_norm"),
+    _row("layer_norm", "norms:layer_norm", "residual"),
+    _row(
+        "layer_norm",
+        "norms:layer_norm",
+        *("residual", "mixed"),
+        name="layer_norm_mixed",
+        when=f"{_HERE}.norms:no_float64",
+    ),
+    _row("activation", "activations:activation", *_KINDS),
+    _row("gated_activation", "activations:gated_activation", *_KINDS, "limit", "alpha", "up_offset"),
+    _row("sigmoid_gate", "activations:sigmoid_gate", "by_row", "residual"),
+    _row("softcap", "activations:softcap"),
+    _row("rope", "ropes:rope", "rotary_dim", "interleaved", dtypes=_PAIRS),
+    _row("qk_norm_rope", "ropes:qk_norm_rope", "offset", "rotary_dim", "interleaved", dtypes=_PAIRS),
+    _row(
+        "qk_norm_rope",
+        "ropes:qk_norm_rope",
+        *("offset", "rotary_dim", "interleaved", "mixed"),
+        dtypes=_PAIRS,
+        name="qk_norm_rope_mixed",
+        when=f"{_HERE}.norms:no_float64",
+    ),
+)

@@ -20,31 +20,26 @@ import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_array.tensor import wrap
 
-__all__ = ["NOTHING", "Array", "bits", "empty", "empty_like", "flat", "flat_or_nothing", "new", "rows"]
+__all__ = ["Array", "bits", "empty", "empty_like", "flat", "flat_or_nothing", "heads", "new", "rows"]
 
 Array = np.ndarray[Any, Any]
 
-#: what stands for an absent operand of a type: an array without elements
 _BITS: dict[Dtype, Any] = {fa.bfloat16: np.dtype(np.uint16), fa.float16: np.dtype(np.int16)}
+#: what stands for an absent operand of a type: an array without elements
 _EMPTY: dict[Dtype, Array] = {}
-NOTHING: Array = np.empty(0, np.float32)
 
 
 def bits(data: Array, dtype: Dtype) -> Array:
     """*data* in the type that kernels take for *dtype*: the same memory."""
     as_bits = _BITS.get(dtype)
-    found: Array = data if as_bits is None else data.view(as_bits)
-    return found
+    return data if as_bits is None else data.view(as_bits)
 
 
 def flat(x: Tensor) -> Array:
     """The elements of *x* in one axis, a copy only where they lie with gaps or in another order."""
-    data = x._data
-    if not data.flags.c_contiguous:
-        data = np.ascontiguousarray(data)
+    line: Array = x._data.ravel()
     as_bits = _BITS.get(x._spec.dtype)
-    data = data.reshape(-1)
-    return data if as_bits is None else data.view(as_bits)
+    return line if as_bits is None else line.view(as_bits)
 
 
 def flat_or_nothing(x: Tensor | None, like: Tensor) -> Array:
@@ -66,18 +61,43 @@ def rows(x: Tensor) -> tuple[Array, int]:
     data = x._data
     if data.flags.c_contiguous or data.ndim < 2:
         return flat(x), data.shape[-1] if data.ndim else 1
-    size, strides, item = data.shape[-1], data.strides, data.itemsize
-    step = strides[-2]
-    # the axes before the last one must be one axis with a single step, at least as long as a row
-    regular = strides[-1] == item and step % item == 0 and step >= size * item
-    for axis in range(data.ndim - 2):
-        regular = regular and strides[axis] == strides[axis + 1] * data.shape[axis + 1]
-    if not regular or not data.size:
-        return flat(x), size
-    count = data.size // size
-    length = (count - 1) * (step // item) + size
-    line = np.lib.stride_tricks.as_strided(data, (length,), (item,))
-    return bits(line, x._spec.dtype), step // item
+    step = _step(data, 1)
+    return (flat(x), data.shape[-1]) if step is None else (_span(data, x.dtype), step)
+
+
+def heads(x: Tensor) -> tuple[Array, int, int]:
+    """The elements of *x* [..., T, H, D] in one axis, and how many lie from token to token and from head to head.
+
+    As with ``rows``, what is a slice of something larger stays where it is.
+    """
+    data = x._data
+    head = data.shape[-1]
+    if data.flags.c_contiguous:
+        return flat(x), data.shape[-2] * head, head
+    between = data.strides[-2]
+    if data.strides[-1] == data.itemsize and between >= head * data.itemsize and between % data.itemsize == 0:
+        step = _step(data, 2)
+        if step is not None:
+            return _span(data, x.dtype), step, between // data.itemsize
+    return flat(x), data.shape[-2] * head, head
+
+
+def _step(data: Array, inner: int) -> int | None:
+    """How many elements lie from one to the next of the blocks that the last axes make, if always the same number."""
+    shape, strides, item = data.shape, data.strides, data.itemsize
+    outer = data.ndim - inner
+    if not data.size or strides[-1] != item or strides[outer - 1] % item or strides[outer - 1] < item * shape[-1]:
+        return None
+    for axis in range(outer - 1):
+        if strides[axis] != strides[axis + 1] * shape[axis + 1]:
+            return None
+    return strides[outer - 1] // item
+
+
+def _span(data: Array, dtype: Dtype) -> Array:
+    """One axis from the first to the last element, whose strides are not negative."""
+    length = 1 + sum((n - 1) * step for n, step in zip(data.shape, data.strides, strict=True)) // data.itemsize
+    return bits(np.lib.stride_tricks.as_strided(data, (length,), (data.itemsize,)), dtype)
 
 
 def empty_like(x: Tensor) -> tuple[Tensor, Array]:
@@ -87,13 +107,14 @@ def empty_like(x: Tensor) -> tuple[Tensor, Array]:
 
 def new(shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Array]:
     """A new tensor of *shape* with the dtype and device of *like*, and its elements in one axis, to be written."""
+    spec = like._spec
     data = np.empty(shape, like._data.dtype)
-    as_bits = _BITS.get(like._spec.dtype)
-    line = data.reshape(-1)
-    return wrap(data, like._spec), line if as_bits is None else line.view(as_bits)
+    as_bits = _BITS.get(spec.dtype)
+    line = data.ravel()
+    return wrap(data, spec), line if as_bits is None else line.view(as_bits)
 
 
 def empty(shape: tuple[int, ...], dtype: Dtype, like: Tensor) -> tuple[Tensor, Array]:
     """A new tensor of *shape* and *dtype* on the device of *like*, and its elements in one axis, to be written."""
     result = fa.empty(shape, dtype=dtype, device=like.device)
-    return result, bits(result._data.reshape(-1), dtype)
+    return result, bits(result._data.ravel(), dtype)
