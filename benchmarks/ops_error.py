@@ -96,19 +96,20 @@ _CASES: dict[str, Callable[[Draw], Results]] = {}
 _C = TypeVar("_C", bound=Callable[[Draw], Results])
 
 
-def case(op: str) -> Callable[[_C], _C]:
-    """Register a function that calls *op* once and yields its results beside the exact ones."""
+def case(op: str, variant: str = "") -> Callable[[_C], _C]:
+    """Register a function that calls *op* and yields its results beside the exact ones; a variant has its own row."""
 
     def registered(function: _C) -> _C:
-        assert op not in _CASES, f"{op} has two cases"
-        _CASES[op] = function
+        name = f"{op}, {variant}" if variant else op
+        assert name not in _CASES, f"{name} has two cases"
+        _CASES[name] = function
         return function
 
     return registered
 
 
 def cases() -> dict[str, Callable[[Draw], Results]]:
-    """The cases of all ops, by name."""
+    """The cases of all ops, by name: ``op`` or ``op, variant``."""
     from benchmarks import error_cases
 
     for module in pkgutil.iter_modules(error_cases.__path__):
@@ -119,7 +120,7 @@ def cases() -> dict[str, Callable[[Draw], Results]]:
 def missing() -> list[str]:
     """The exported functions that have no case."""
     functions = {name for name in ferrum_ops.__all__ if inspect.isfunction(getattr(ferrum_ops, name))}
-    return sorted(functions - NOT_MEASURED - cases().keys())
+    return sorted(functions - NOT_MEASURED - {name.partition(",")[0] for name in cases()})
 
 
 @dataclass
@@ -184,7 +185,8 @@ def table(device: fa.Device, fast: bool, ops: dict[str, Callable[[Draw], Results
         if fast and not any(m.count for m in found):
             continue
         ran = sum((m.ran for m in found), Counter[str]())
-        row = [f"`{op}`", *map(shown, found), str(sum(m.count for m in found))]
+        name, _, variant = op.partition(", ")
+        row = [f"`{name}` {variant}".rstrip(), *map(shown, found), str(sum(m.count for m in found))]
         if fast:
             row.append(", ".join(name for name, _ in ran.most_common() if name != "reference"))
         rows.append(row)
@@ -205,9 +207,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.cases < 1:
         parser.error(f"--cases must be at least 1, got {options.cases}")
     ops = cases()
-    if unknown := sorted(set(options.op or ()) - set(ops)):
-        parser.error(f"no case is called {', '.join(unknown)}; there are {', '.join(ops)}")
-    ops = {op: ops[op] for op in options.op or ops}
+    known = {name.partition(", ")[0] for name in ops}
+    if unknown := sorted(set(options.op or ()) - known):
+        parser.error(f"no op is called {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    if options.op:
+        ops = {name: function for name, function in ops.items() if name.partition(", ")[0] in options.op}
     devices = [fa.Device(name) for name in options.device] if options.device else list(fa.devices())
     libraries = ", ".join(f"{name} {version(name)}" for name in ("numpy", "scipy"))
     print(f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}, {libraries}")

@@ -38,7 +38,7 @@ def test_the_script_prints_a_table() -> None:
     assert title == "cpu, references, 2 cases for each op and dtype"
     head, _, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in references.splitlines())
     assert head == ["op", "f32", "f16", "bf16", "f64", "cases"]
-    assert [row[0] for row in rows] == ["`softcap`", "`linear`"]
+    assert [row[0] for row in rows] == ["`linear`", "`softcap`"]
     for row in rows:
         assert row[-1] == "8"
         for cell, tolerance in zip(row[1:5], (1e-6, 2e-3, 1.5e-2, 1e-14), strict=True):
@@ -100,7 +100,7 @@ def test_what_has_no_case_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 def test_bad_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in (
-        (["--op", "softcup"], "no case is called softcup; there are activation"),
+        (["--op", "softcup"], "no op is called softcup; there are activation"),
         (["--cases", "0"], "--cases must be at least 1"),
     ):
         with pytest.raises(SystemExit):
