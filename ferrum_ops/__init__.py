@@ -16,6 +16,7 @@ from ferrum_ops.lora import lora_delta
 from ferrum_ops.moe import RoutePlan, grouped_linear, moe_combine, moe_ffn, moe_permute, moe_plan
 from ferrum_ops.moe_routing import moe_route
 from ferrum_ops.norm import l2_norm, layer_norm, rms_norm
+from ferrum_ops.paged import paged_attention
 from ferrum_ops.quant.tensor import QuantTensor
 from ferrum_ops.quantize import dequantize, quantize, repack
 from ferrum_ops.recurrent import causal_conv1d, gated_delta_rule, gdn_gates
@@ -71,6 +72,7 @@ __all__ = [
     "moe_permute",
     "moe_plan",
     "moe_route",
+    "paged_attention",
     "qk_norm_rope",
     "quantize",
     "repack",

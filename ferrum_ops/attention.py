@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, overload
 
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.checks import accumulator, alike, describe, floating
 from ferrum_ops.registry import Op
-from ferrum_ops.tiled import AttentionOptions, dense
+from ferrum_ops.tiled import AttentionOptions, check_options, check_order, default_scale, dense
 from ferrum_ops.types import SequenceMeta
 
 __all__ = ["attention"]
@@ -114,8 +113,8 @@ def attention(
                 [[1.5]]])
     """
     _check_operands(q, k, v)
-    options = AttentionOptions(_scale(scale, q), bool(causal), window, softcap, sinks)
-    _check_options(options, q)
+    options = AttentionOptions(default_scale("attention", scale, q), bool(causal), window, softcap, sinks)
+    check_options("attention", options, q)
     if meta is not None:
         _check_meta(meta, q, k, bias, options)
     elif bias is not None:
@@ -149,37 +148,6 @@ def _check_operands(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"attention: {heads} query heads are not a multiple of {key_heads} key heads; {given}")
 
 
-def _scale(scale: float | None, q: Tensor) -> float:
-    if scale is None:
-        if not q.shape[-1]:
-            raise ValueError(f"attention: q {describe(q)} has head dimension 0, so scale is needed")
-        return 1.0 / math.sqrt(q.shape[-1])
-    if not math.isfinite(scale):
-        raise ValueError(f"attention: scale must be finite, got {scale}")
-    return float(scale)
-
-
-def _check_options(options: AttentionOptions, q: Tensor) -> None:
-    window, softcap, sinks = options.window, options.softcap, options.sinks
-    if window is not None:
-        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
-            raise ValueError(
-                "attention: window must be an integer of at least 1, because it counts the token "
-                f"itself, got {window!r}"
-            )
-        if not options.causal:
-            raise ValueError(f"attention: window={window} looks back from each token and needs causal=True")
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
-        raise ValueError(f"attention: softcap must be finite and above 0, or None, got {softcap}")
-    if sinks is not None:
-        floating("attention", "sinks", sinks)
-        alike("attention", q, "sinks", sinks, dtype=False)
-        if sinks.shape != (q.shape[-2],):
-            raise ValueError(
-                f"attention: sinks must have one entry for each of {q.shape[-2]} heads, got {describe(sinks)}"
-            )
-
-
 def _checked_bias(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
     floating("attention", "bias", bias)
     alike("attention", q, "bias", bias, dtype=False)
@@ -206,11 +174,7 @@ def _check_meta(meta: SequenceMeta, q: Tensor, k: Tensor, bias: Tensor | None, o
             f"attention: with this meta q must be [{meta.tokens}, H, D] and k [{keys}, Hkv, D], "
             f"got q {describe(q)} and k {describe(k)}"
         )
-    if options.causal and not meta.in_order:
-        raise ValueError(
-            "attention: causal is not implemented for meta.positions that are not the last places "
-            "of each sequence in order; leave positions out if the tokens are the last ones"
-        )
+    check_order("attention", meta, options)
 
 
 # The work.

@@ -12,9 +12,20 @@ from typing import NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Tensor
+from ferrum_ops.checks import alike, describe, floating
 from ferrum_ops.planning import Tile, tiles
+from ferrum_ops.types import SequenceMeta
 
-__all__ = ["AttentionOptions", "Reader", "dense", "in_memory", "tiled"]
+__all__ = [
+    "AttentionOptions",
+    "Reader",
+    "check_options",
+    "check_order",
+    "default_scale",
+    "dense",
+    "in_memory",
+    "tiled",
+]
 
 _QUERY_BLOCK = 256
 _KEY_BLOCK = 512
@@ -40,6 +51,57 @@ class AttentionOptions(NamedTuple):
             *(() if self.window is None else ("window",)),
             *(() if self.softcap is None else ("softcap",)),
             *(() if self.sinks is None else ("sinks",)),
+        )
+
+
+def default_scale(op: str, scale: float | None, q: Tensor) -> float:
+    """*scale*, or 1 / sqrt(D).
+
+    Raises:
+        ValueError: if it is not finite, or D is 0.
+    """
+    if scale is None:
+        if not q.shape[-1]:
+            raise ValueError(f"{op}: q {describe(q)} has head dimension 0, so scale is needed")
+        return 1.0 / math.sqrt(q.shape[-1])
+    if not math.isfinite(scale):
+        raise ValueError(f"{op}: scale must be finite, got {scale}")
+    return float(scale)
+
+
+def check_options(op: str, options: AttentionOptions, q: Tensor) -> None:
+    """Check window, softcap and sinks for queries *q*.
+
+    Raises:
+        ValueError: naming *op* and what is out of range. TypeError: for sinks that are not floating-point.
+    """
+    window, softcap, sinks = options.window, options.softcap, options.sinks
+    if window is not None:
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise ValueError(
+                f"{op}: window must be an integer of at least 1, because it counts the token itself, got {window!r}"
+            )
+        if not options.causal:
+            raise ValueError(f"{op}: window={window} looks back from each token and needs causal=True")
+    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+        raise ValueError(f"{op}: softcap must be finite and above 0, or None, got {softcap}")
+    if sinks is not None:
+        floating(op, "sinks", sinks)
+        alike(op, q, "sinks", sinks, dtype=False)
+        if sinks.shape != (q.shape[-2],):
+            raise ValueError(f"{op}: sinks must have one entry for each of {q.shape[-2]} heads, got {describe(sinks)}")
+
+
+def check_order(op: str, meta: SequenceMeta, options: AttentionOptions) -> None:
+    """Check that the tokens of *meta* are the last ones of their sequences where that decides what they see.
+
+    Raises:
+        ValueError: naming *op*.
+    """
+    if options.causal and not meta.in_order:
+        raise ValueError(
+            f"{op}: causal is not implemented for meta.positions that are not the last places "
+            "of each sequence in order; leave positions out if the tokens are the last ones"
         )
 
 
