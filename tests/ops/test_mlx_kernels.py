@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 import ferrum_array as fa
 from ferrum_ops import (
     QuantTensor,
+    SequenceMeta,
+    attention,
     dequantize,
     explain,
     grouped_linear,
@@ -27,6 +29,7 @@ from ferrum_ops import (
 )
 from tests.array.oracle import wide
 from tests.ops.oracle import TOLERANCE, Array, check, distance, make, noise
+from tests.ops.test_attention import Case, cases, exact_attention
 
 pytestmark = pytest.mark.mlx
 
@@ -331,6 +334,83 @@ def has_gpu() -> bool:
     import mlx.core as mx
 
     return bool(mx.is_available(mx.gpu))
+
+
+# Attention.
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> Case:
+    """Calls of attention that the row covers."""
+    case = draw(cases(fa.Device("mlx:gpu")))
+    case.options["softcap"] = None
+    return case
+
+
+@given(case=calls())
+def test_attention(mlx: fa.Device, case: Case) -> None:
+    q, q64 = make(case.q, case.dtype, mlx, strided=case.strided)
+    k, k64 = make(case.k, case.dtype, mlx, strided=case.strided)
+    v, v64 = make(case.v, case.dtype, mlx, strided=case.strided)
+    options, exact = dict(case.options), dict(case.options)
+    for name in ("sinks", "bias"):
+        if options.get(name) is not None:
+            options[name], exact[name] = make(options[name], fa.float32, mlx)
+    queries, keys = case.q.shape[-3], case.k.shape[-3]
+    left = not (q.size and k.size and v.size) or (options["causal"] and queries > keys)
+    assert explain(attention, q, k, v, **options).runs == ("reference" if left else "mlx.sdpa")
+    if not left:
+        want, _ = exact_attention(q64, k64, v64, **exact)
+        # a result may be the small mean of large values
+        small = max(np.abs(want).max(), 1e-30) / np.abs(v64).max()
+        check(attention(q, k, v, **options), want, case.dtype, max(TOLERANCE[case.dtype], 2e-6 / small))
+
+
+@pytest.mark.parametrize("dim", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("queries", [1, 3, 20])
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_attention_of_the_sizes_that_gpus_fuse(mlx: fa.Device, dim: int, queries: int, name: str) -> None:
+    dtype, keys, heads, key_heads = fa.Dtype(name), 37, 4, 2
+    q, q64 = make(noise(1, 2, queries, heads, dim) * 3, dtype, mlx)
+    k, k64 = make(noise(2, 2, keys, key_heads, dim) * 3, dtype, mlx)
+    v, v64 = make(noise(3, 2, keys, key_heads, dim), dtype, mlx)
+    sinks, s64 = make(noise(4, heads), dtype, mlx)
+    hidden = np.where(np.random.default_rng(5).random((queries, keys)) < 0.5, -np.inf, 0.0)
+    hidden[-1] = -np.inf
+    bias, b64 = make(hidden, dtype, mlx)
+    for more, exact in (
+        ({}, {}),
+        ({"causal": False}, {"causal": False}),
+        ({"window": 5}, {"window": 5}),
+        ({"sinks": sinks}, {"sinks": s64}),
+        ({"bias": bias}, {"bias": b64}),
+        ({"bias": bias, "sinks": sinks, "window": 30}, {"bias": b64, "sinks": s64, "window": 30}),
+    ):
+        assert explain(attention, q, k, v, **more).runs == "mlx.sdpa"
+        got = attention(q, k, v, **more)
+        want, _ = exact_attention(q64, k64, v64, **exact)
+        check(got, want, dtype, 4e-6 if dtype is fa.float32 else 0.0)
+        assert (wide(got)[:, -1] == 0).all() == ("bias" in more)
+
+
+def test_what_attention_leaves_to_the_reference(mlx: fa.Device) -> None:
+    q, k = fa.ones((3, 2, 4), device=mlx), fa.ones((2, 1, 4), device=mlx)
+
+    def reason(q: fa.Tensor, k: fa.Tensor, **more: Any) -> str:
+        told = explain(attention, q, k, k, **more)
+        assert told.runs == "reference", told
+        return told.others[0][1]
+
+    assert reason(k, k, softcap=2.0) == "does not cover softcap"
+    assert reason(k, k, return_lse=True) == "does not cover lse"
+    assert reason(k, k, meta=SequenceMeta.packed([2])) == "does not cover meta"
+    assert reason(q, k) == "takes at most as many queries as keys where they are causal, got 3 and 2"
+    assert reason(q[:0], k) == "takes at least one query, key and value"
+    long = fa.broadcast_to(k[:1], (20000, 1, 4))
+    assert "scores or entries of a mask" in reason(long, long)
+    if mlx.supports(fa.float64):
+        assert reason(k.astype("f64"), k.astype("f64")) == "does not take float64"
+    assert explain(attention, q, k, k, causal=False).runs == "mlx.sdpa"
 
 
 # Rotation.

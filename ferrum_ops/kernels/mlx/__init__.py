@@ -26,6 +26,7 @@ register_layout("mlx-affine", f"{_HERE}.affine:AFFINE")
 register(
     _row("rms_norm", "rms_norm", {"offset", "residual"}, "norm:rms_norm", "norm:has_elements"),
     _row("layer_norm", "layer_norm", {"residual"}, "norm:layer_norm", "norm:has_elements"),
+    _row("attention", "sdpa", {"full", "window", "sinks", "bias"}, "attention:attention", "attention:fits"),
     # without a bias, linear is MLX's product anyway
     _row("linear", "addmm", {"bias"}, "gemm:with_bias", "gemm:bias_fits"),
     _row("linear", "quantized_matmul", _INTEGERS | {"bias", "mixed", "dtype"}, "gemm:quantised", "gemm:quantised_fits"),
