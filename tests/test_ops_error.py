@@ -48,7 +48,8 @@ def test_the_script_prints_a_table() -> None:
 @pytest.mark.parametrize("op", ops_error.cases())
 def test_every_case_measures_its_op(op: str) -> None:
     """Few cases here; the errors themselves are judged by the tests of the ops."""
-    for dtype, most in ((fa.float32, 1e-4), (fa.bfloat16, 0.1)):
+    stored = {"quantize": 0.2, "kv_append": 1e-2}.get(op.partition(", ")[0], 1e-4)  # in few bits
+    for dtype, most in ((fa.float32, stored), (fa.bfloat16, max(stored, 0.05))):
         found = measure(op, ops_error.cases()[op], CPU, dtype, False, range(3))
         assert found.count == 3
         assert found.error < most
