@@ -13,6 +13,8 @@ from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
 from ferrum_ops.kv_cache import KVCache, KVSpec, kv_append, kv_copy_blocks, kv_gather
 from ferrum_ops.lora import lora_delta
+from ferrum_ops.merge import merge_attention
+from ferrum_ops.mla import mla_attention
 from ferrum_ops.moe import RoutePlan, grouped_linear, moe_combine, moe_ffn, moe_permute, moe_plan
 from ferrum_ops.moe_routing import moe_route
 from ferrum_ops.norm import l2_norm, layer_norm, rms_norm
@@ -32,6 +34,7 @@ from ferrum_ops.rope_scalings import (
     RopeScaling,
     YarnScaling,
 )
+from ferrum_ops.sampling import Sampled, process_logits, sample, token_counts
 from ferrum_ops.types import SequenceMeta
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "QuantTensor",
     "RopeScaling",
     "RoutePlan",
+    "Sampled",
     "SequenceMeta",
     "YarnScaling",
     "activation",
@@ -67,12 +71,15 @@ __all__ = [
     "layer_norm",
     "linear",
     "lora_delta",
+    "merge_attention",
+    "mla_attention",
     "moe_combine",
     "moe_ffn",
     "moe_permute",
     "moe_plan",
     "moe_route",
     "paged_attention",
+    "process_logits",
     "qk_norm_rope",
     "quantize",
     "repack",
@@ -81,9 +88,11 @@ __all__ = [
     "rope_frequencies",
     "rope_scaling",
     "rope_table",
+    "sample",
     "set_threads",
     "sigmoid_gate",
     "softcap",
     "threads",
+    "token_counts",
     "use_fast_paths",
 ]
