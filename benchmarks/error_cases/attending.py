@@ -1,4 +1,4 @@
-"""Attention."""
+"""Attention; to an int8 cache the distance is from what the cache holds."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 import ferrum_array as fa
+from benchmarks.error_cases.caches import Filled, empty, fill, numbers
 from benchmarks.ops_error import Draw, Results, case
-from ferrum_ops import attention
+from ferrum_ops import attention, paged_attention
 from tests.ops.oracle import Array
 from tests.ops.test_attention import exact_attention
 
@@ -46,3 +47,41 @@ def _attention(draw: Draw) -> Results:
     want: tuple[Array, Array] = exact_attention(q64, k64, v64, **exact)
     yield out, want[0]
     yield lse, want[1]
+
+
+def to_a_cache(draw: Draw, filled: Filled) -> Results:
+    """The last tokens of each sequence, one or a few or all, to what the cache holds."""
+    fill(draw, filled)
+    draw.ran.clear()
+    spec = filled.cache.spec
+    counts = [draw.one_of(1, 1, min(n, 5), n) for n in filled.lengths]
+    heads = spec.kv_heads * draw.one_of(1, 4)
+    q, q64 = draw.noise(sum(counts), heads, spec.head_dim)
+    options, exact = options_of(draw, heads)
+    if spec.layout == "ring":
+        counts = [1 for _ in filled.lengths]
+        q, q64 = q[: len(counts)], q64[: len(counts)]
+        options |= {"causal": True, "window": 7}
+        exact |= {"causal": True, "window": 7}
+    before = [n - c for n, c in zip(filled.lengths, counts, strict=True)]
+    meta = filled.meta(counts, before)
+    k64, v64 = numbers(filled.cache)
+    wants, at = [], 0
+    for s, (length, count) in enumerate(zip(filled.lengths, counts, strict=True)):
+        # of a ring the keys within the window: the others are no longer there
+        slots = [filled.slot(s, p) for p in range(max(0, length - 7) if spec.layout == "ring" else 0, length)]
+        wants.append(exact_attention(q64[at : at + count], k64[slots], v64[slots], **exact))
+        at += count
+    out, lse = draw.call(paged_attention, q, filled.cache, meta, return_lse=True, **options)
+    yield out, np.concatenate([want for want, _ in wants])
+    yield lse, np.concatenate([want for _, want in wants])
+
+
+@case("paged_attention")
+def _paged_attention(draw: Draw) -> Results:
+    yield from to_a_cache(draw, empty(draw, draw.dtype))
+
+
+@case("paged_attention", "int8")
+def _paged_attention_int8(draw: Draw) -> Results:
+    yield from to_a_cache(draw, empty(draw, fa.int8))
