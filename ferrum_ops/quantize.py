@@ -8,6 +8,7 @@ from typing import Any
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_ops.checks import describe, floating
+from ferrum_ops.quant.integer import IntScheme
 from ferrum_ops.quant.names import scheme as scheme_of
 from ferrum_ops.quant.tensor import QuantTensor
 from ferrum_ops.quant.types import Scheme, find_layout, layout_names
@@ -118,7 +119,9 @@ def repack(q: QuantTensor, layout: str) -> QuantTensor:
     Args:
         q: in any layout.
         layout: ``plain``, the one of the scheme itself, or one that a package of kernels brings
-            (``ferrum_ops.quant.types.register_layout``).
+            (``ferrum_ops.quant.types.register_layout``). ``int`` changes the scheme too: integers with scales in order
+            of rows (``IntScheme``, plain), to which GPTQ without act order, AWQ, Q4_0, Q5_0 and Q8_0 come without
+            changing a number.
 
     Raises:
         TypeError: for anything but a QuantTensor. ValueError: for an unknown layout, or one that does not hold *q*.
@@ -129,18 +132,27 @@ def repack(q: QuantTensor, layout: str) -> QuantTensor:
         >>> q = quantize(fa.ones((2, 4)), "int4")
         >>> repack(q, "plain") is q
         True
+        >>> repack(quantize(fa.ones((1, 32)), "q8_0"), "int")
+        QuantTensor(int8-g32-f16, float32[1,32])
     """
     _quantised("repack", q)
     if layout == q.layout:
         return q
     load_kernels(q.device.kind)  # they bring layouts
+    if layout not in ("int", *layout_names()):
+        raise ValueError(f"repack: there is no layout {layout!r}; there are int, {', '.join(layout_names())}")
     if q.layout != "plain":
         parts = find_layout(q.layout).unpack(q.scheme, q.parts, q.shape)
         q = replace(q, parts=parts, layout="plain")
     if layout == "plain":
         return q
-    if layout not in layout_names():
-        raise ValueError(f"repack: there is no layout {layout!r}; the layouts are {', '.join(layout_names())}")
+    if layout == "int":
+        if isinstance(q.scheme, IntScheme):
+            return q
+        found = q.scheme.as_integers(q.parts, q.shape)
+        if found is None:
+            raise ValueError(f"repack: {q!r} does not become integers with scales without changing its numbers")
+        return replace(q, scheme=found[0], parts=found[1])
     wanted = find_layout(layout)
     if reason := wanted.refusal(q.scheme, *q.shape[-2:]):
         raise ValueError(f"repack: the layout {layout} does not hold {q!r}: {reason}")

@@ -7,7 +7,7 @@ from math import gcd
 import ferrum_array as fa
 from ferrum_array import Tensor
 
-__all__ = ["halves", "pack_bits", "unpack_bits"]
+__all__ = ["halves", "pack_bits", "planes", "unpack_bits"]
 
 
 def unpack_bits(stream: Tensor, bits: int) -> Tensor:
@@ -62,6 +62,19 @@ def pack_bits(numbers: Tensor, bits: int) -> Tensor:
                 byte = byte | (groups[..., i] >> -offset)
         stream.append(byte)
     return fa.stack(stream, axis=-1).reshape((*lead, count * size))
+
+
+def planes(x: Tensor, bits: int) -> Tensor:
+    """The bytes *x* [..., m] as 8 / bits planes of numbers, [..., 8 / bits, m], the lowest bits of each byte first.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops.quant.bits import planes
+        >>> planes(fa.asarray([0x21, 0x43], dtype="u8"), 4)
+        Tensor([[1, 3],
+                [2, 4]], dtype=uint8)
+    """
+    return fa.stack([(x >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)], axis=-2)
 
 
 def halves(stream: Tensor) -> Tensor:

@@ -9,12 +9,13 @@ from ferrum_array import Dtype, Tensor
 from ferrum_ops.quant.bits import pack_bits, unpack_bits
 from ferrum_ops.quant.types import Part, Parts, Scheme, divided
 
-__all__ = ["WIDTHS", "IntScheme", "amax", "scale_up"]
+__all__ = ["SCALES", "WIDTHS", "IntScheme", "amax", "least", "scale_up"]
 
 #: How many bits a number may have: those that fill bytes after a few numbers.
 WIDTHS = (2, 3, 4, 5, 6, 8)
 
-_SCALES = (fa.float32, fa.float16, fa.bfloat16)
+#: The dtypes that scales may have, and what they add to a scheme's name.
+SCALES = {fa.float32: "", fa.float16: "-f16", fa.bfloat16: "-bf16"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,8 @@ class IntScheme(Scheme):
             raise ValueError(f"IntScheme: bits must be one of {WIDTHS}, got {self.bits!r}")
         if self.group is not None and self.group < 1:
             raise ValueError(f"IntScheme: group must be at least 1, or None for the whole row, got {self.group!r}")
-        if self.scale not in _SCALES:
-            raise ValueError(f"IntScheme: scales are {', '.join(map(str, _SCALES))}, not {self.scale}")
+        if self.scale not in SCALES:
+            raise ValueError(f"IntScheme: scales are {', '.join(map(str, SCALES))}, not {self.scale}")
 
     @property
     def kind(self) -> str:
@@ -81,8 +82,7 @@ class IntScheme(Scheme):
         words = [self.kind]
         words += [f"g{self.group}"] if self.group is not None else []
         words += [] if self.symmetric else ["asym"]
-        words += {fa.float16: ["f16"], fa.bfloat16: ["bf16"]}.get(self.scale, [])
-        return "-".join(words)
+        return "-".join(words) + SCALES[self.scale]
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -103,7 +103,7 @@ class IntScheme(Scheme):
         signed = self.bits == 8 and self.symmetric
         found = {
             "values": Part((n, size), (fa.int8 if signed else fa.uint8,)),
-            "scales": Part((n, groups), _SCALES),
+            "scales": Part((n, groups), tuple(SCALES)),
         }
         if not self.symmetric:
             found["zeros"] = Part((n, groups), (fa.uint8,))
@@ -122,6 +122,10 @@ class IntScheme(Scheme):
         numbers *= fa.expand_dims(parts["scales"].astype("f32"), -1)
         return numbers.reshape(shape)
 
+    def packed(self, values: Tensor, zeros: Tensor, scales: Tensor) -> tuple[IntScheme, dict[str, Tensor]]:
+        """This scheme, which has zeros, and its parts: of values [..., N, K], zeros and scales [..., N, G]."""
+        return self, {"values": pack_bits(values, self.bits), "scales": scales.copy(), "zeros": zeros.copy()}
+
     def encode(self, x: Tensor) -> dict[str, Tensor]:
         groups = self.groups(x.shape[-1])
         grouped = x.reshape((*x.shape[:-1], groups, x.shape[-1] // groups if groups else 1))
@@ -132,7 +136,7 @@ class IntScheme(Scheme):
             zero = None
         else:
             top = (1 << self.bits) - 1
-            low, high = fa.minimum(_least(grouped), 0.0), fa.maximum(-_least(-grouped), 0.0)
+            low, high = fa.minimum(least(grouped), 0.0), fa.maximum(-least(-grouped), 0.0)
             # halves, whose difference is in range
             scale = scale_up((high * 0.5 - low * 0.5) / (0.5 * top), self.scale)
             wide = scale.astype("f32")
@@ -148,7 +152,7 @@ class IntScheme(Scheme):
         return parts
 
 
-def _least(x: Tensor) -> Tensor:
+def least(x: Tensor) -> Tensor:
     """The least number of the last axis; 0 for none."""
     return fa.min(x, axis=-1) if x.size else fa.zeros(x.shape[:-1], dtype=x.dtype, device=x.device)
 

@@ -79,7 +79,14 @@ class Scheme(ABC):
         Raises:
             ValueError: if numbers cannot be brought into this scheme here.
         """
-        raise ValueError(f"quantize: {self.name} can be read but not made here; it needs data that the numbers lack")
+        raise ValueError(f"quantize: {self.name} can be read here, but not made")
+
+    def as_integers(self, parts: Parts, shape: tuple[int, ...]) -> tuple[Scheme, dict[str, Tensor]] | None:
+        """The same numbers as integers with scales in order of rows: an ``IntScheme`` and its tensors.
+
+        None where that is not possible without changing a number.
+        """
+        return None
 
 
 def divided(scheme: Scheme, what: str, length: int, unit: int, why: str) -> int:
@@ -144,7 +151,7 @@ def register_layout(name: str, load: str) -> None:
         >>> "tiles of an example" in layout_names()
         True
     """
-    if name == "plain" or name in _layouts:
+    if name in ("plain", "int") or name in _layouts:
         raise ValueError(f"register_layout: there already is a layout {name!r}")
     _layouts[name] = load
 
