@@ -120,9 +120,9 @@ def test_as_the_oracle_says(device: fa.Device, data: st.DataObject, sizes: tuple
     want, want_lse = exact_attention(q64, k64, v64, **exact)
     # the bias is given in float32 in every case, and values near 0 may be means of large ones
     loose = {fa.float64: 1e-12, fa.float32: 2e-6}.get(case.dtype, 0.0)
-    check(got, want, case.dtype, loose * (1 + np.abs(v64).max(initial=0.0)) / _scale_of(want, v64))
+    for result in (got, alone):  # a fast path may cover the one and not the other
+        check(result, want, case.dtype, loose * (1 + np.abs(v64).max(initial=0.0)) / _scale_of(want, v64))
     check(lse, want_lse, fa.float64 if case.dtype is fa.float64 else fa.float32, 4e-6)
-    assert fa.all(alone == got)
 
 
 def _scale_of(want: Array, values: Array) -> float:
@@ -282,4 +282,4 @@ def test_positions_in_any_order_are_fine_without_a_mask(device: fa.Device) -> No
     q = make(noise(1, 4, 2, 3), fa.float32, device)[0]
     meta = SequenceMeta((0, 4), positions=(3, 2, 1, 0))
     got = attention(q, q, q, meta=meta, causal=False)
-    assert fa.all(got == attention(q, q, q, causal=False))
+    assert np.allclose(wide(got), wide(attention(q, q, q, causal=False)), rtol=1e-5, atol=1e-6)
