@@ -12,6 +12,7 @@ from ferrum_ops.cores import set_threads, threads
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
 from ferrum_ops.kv_cache import KVCache, KVSpec, kv_append, kv_copy_blocks, kv_gather
+from ferrum_ops.logits import process_logits, token_counts
 from ferrum_ops.lora import lora_delta
 from ferrum_ops.merge import merge_attention
 from ferrum_ops.mla import mla_attention
@@ -34,7 +35,7 @@ from ferrum_ops.rope_scalings import (
     RopeScaling,
     YarnScaling,
 )
-from ferrum_ops.sampling import Sampled, process_logits, sample, token_counts
+from ferrum_ops.sampling import Sampled, sample
 from ferrum_ops.types import SequenceMeta
 
 __all__ = [
