@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 
 import ferrum_array as fa
 from ferrum_array import Tensor
@@ -91,10 +92,10 @@ class GptqScheme(Scheme):
         groups, words = self.groups(k), (fa.int32,)
         down = divided(self, "K * bits", k * self.bits, 32, "the bits of a word of qweight")
         across = divided(self, "N * bits", n * self.bits, 32, "the bits of a word of qzeros")
+        common = gcd(32, self.bits)  # the stream is at the edge of a word after 32 / common numbers
         found = {
             "qweight": Part((down, n), words, axis=-1),
-            # 3 bits are at the edge of a word after 32 numbers
-            "qzeros": Part((groups, across), words, axis=-1, per=32 // self.bits if self.bits != 3 else 32),
+            "qzeros": Part((groups, across), words, axis=-1, per=32 // common, places=self.bits // common),
             "scales": Part((groups, n), _SCALES, axis=-1),
         }
         if self.ordered:

@@ -173,7 +173,7 @@ class QuantTensor:
         wanted = self._wanted()
         if isinstance(key, Tensor):
             if self.row_step > 1:
-                raise IndexError(f"rows of {self!r} stand {self.row_step} to a place: they can be cut, not picked")
+                raise IndexError(f"rows of {self!r} stand {self.row_step} together: they can be cut, not picked")
             parts = {
                 name: self.parts[name] if part.axis is None else fa.take(self.parts[name], key, axis=part.axis)
                 for name, part in wanted.items()
@@ -193,7 +193,7 @@ class QuantTensor:
         for name, part in wanted.items():
             if part.axis is not None:
                 cut: list[Any] = [slice(None)] * (self.ndim - 2 + len(part.shape))
-                cut[part.axis] = slice(start // part.per, -(-stop // part.per))
+                cut[part.axis] = slice(start // part.per * part.places, -(-stop // part.per) * part.places)
                 parts[name] = self.parts[name][tuple(cut)]
         return replace(self, shape=(*lead, stop - start, k), parts=parts)
 

@@ -24,7 +24,8 @@ class Part:
         shape: its shape, for one matrix.
         dtypes: the dtypes that it may have.
         axis: the axis, counted from the last (-1), along which the N rows lie; None if all rows share the tensor.
-        per: how many rows stand in one place of that axis.
+        per: how many rows stand together, so that they can be cut only at multiples of it.
+        places: the places of that axis that so many rows take.
 
     Examples:
         >>> import ferrum_array as fa
@@ -37,6 +38,7 @@ class Part:
     dtypes: tuple[Dtype, ...]
     axis: int | None = -2
     per: int = 1
+    places: int = 1
 
 
 class Scheme(ABC):
