@@ -26,7 +26,7 @@ class QuantTensor:
 
     It has the shape, dtype and device of the numbers that it stands for. ``q[e]`` and ``q[a:b]`` select from its first
     axis, ``q[e, a:b]`` rows of a matrix in a stack, and a 1-D tensor of integers selects in any order; the last axis
-    stays whole. The tensors are shared, not copied.
+    stays whole. Selecting copies no more than selecting from the parts does.
 
     Attributes:
         scheme: what the tensors mean.
@@ -58,7 +58,9 @@ class QuantTensor:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(map(operator.index, self.shape)))
-        object.__setattr__(self, "parts", MappingProxyType(dict(self.parts)))
+        # tensors of our own on the same memory: a later write through the caller's does not reach them
+        own = {name: part[...] if isinstance(part, Tensor) else part for name, part in self.parts.items()}
+        object.__setattr__(self, "parts", MappingProxyType(own))
         object.__setattr__(self, "dtype", Dtype(self.dtype))
         if len(self.shape) not in (2, 3) or min(self.shape) < 0:
             raise ValueError(f"QuantTensor: the shape must be (N, K) or (E, N, K), got {self.shape}")
