@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -231,6 +232,46 @@ def test_linear_of_quantised_weights(
         check(got, want, out)
     else:  # all in float32; a value and its bias cancel
         near(got, want, 4 * np.abs(x64) @ np.abs(w64).T + np.abs(b64), out)
+
+
+@pytest.mark.parametrize("layout", ["plain", "mlx-affine"])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_every_scheme(mlx: fa.Device, scheme: str, layout: str) -> None:
+    w, w64 = quantised(noise(1, 2, 5, 768), scheme, mlx, layout)
+    for dtype in DTYPES:
+        x, x64 = make(noise(2, 3, 768), dtype, mlx)
+        got = linear(x, w[1])
+        if has_gpu() and mlx.index == "gpu":
+            check(got, x64 @ w64[1].T, dtype)
+        else:
+            near(got, x64 @ w64[1].T, 4 * np.abs(x64) @ np.abs(w64[1]).T, dtype)
+        experts("mlx.gather_qmm", 3, [1, 2], (x, x64), (w, w64), biased=False)
+
+
+@pytest.mark.parametrize("dtype", [fa.float16, fa.bfloat16])
+def test_what_a_gpu_does_in_16_bits(dtype: fa.Dtype) -> None:
+    """The same calls of MLX as on a GPU, on the CPU, which adds in 16 bits."""
+    from ferrum_ops.kernels.mlx import attention as sdpa
+    from ferrum_ops.kernels.mlx import gemm
+
+    device = fa.Device("mlx:cpu")
+    scheme = f"int4-g64-{'f16' if dtype is fa.float16 else 'bf16'}"
+    w, w64 = quantised(noise(1, 2, 5, 128), scheme, device, "mlx-affine")
+    x, x64 = make(noise(2, 3, 128), dtype, device)
+    qkv = [make(noise(i, 2, 20, 4, 64), dtype, device) for i in range(3)]
+    sinks, s64 = make(noise(4, 4), dtype, device)
+    bias, b64 = make(noise(5, 20, 20), dtype, device)
+    with mock.patch.object(gemm, "on_gpu", return_value=True), mock.patch.object(sdpa, "on_gpu", return_value=True):
+        assert gemm._wide(x, w) is False
+        assert sdpa._dtype_of_work(*(x for x, _ in qkv), bias, sinks) is dtype
+        assert sdpa._dtype_of_work(*(x for x, _ in qkv), bias.astype("f32"), sinks) is fa.float32
+        check(linear(x, w[0], dtype="f32"), x64 @ w64[0].T, fa.float32, 2e-6)
+        check(linear(x, w[0]), x64 @ w64[0].T, dtype, 4 * TOLERANCE[dtype])
+        got = grouped_linear(x, w, fa.asarray([0, 1, 3], device=device))
+        check(got, np.stack([w64[e] @ row for e, row in zip((0, 1, 1), x64, strict=True)]), dtype, 4 * TOLERANCE[dtype])
+        got = attention(*(x for x, _ in qkv), bias=bias, sinks=sinks, window=7)
+        want, _ = exact_attention(*(x for _, x in qkv), bias=b64, sinks=s64, window=7)
+        check(got, want, dtype, 4 * TOLERANCE[dtype])
 
 
 @given(scheme=st.sampled_from(SCHEMES), seed=st.integers(0, 2**32 - 1), stacked=st.booleans())
