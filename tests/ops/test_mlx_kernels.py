@@ -193,14 +193,18 @@ def test_near_can_fail() -> None:
 SCHEMES = [
     f"int{bits}-g{group}{zeros}" for bits in (2, 3, 4, 5, 6, 8) for group in (32, 64, 96) for zeros in ("", "-asym")
 ]
+SCHEMES += ["mxfp4", "mlx4-g64", "mlx3-g32-f16", "mlx8-g128-bf16", "mlx4-g32-bf16", "mlx6-g64-f16"]
 SCHEMES += ["int8", "int8-g64", "int4", "int4-g128-asym-f16", "int8-g64-f16", "int8-g256-asym-bf16", "int4-g32-bf16"]
 
 
 def quantised(values: Array, scheme: str, device: fa.Device, layout: str) -> tuple[QuantTensor, Array]:
     """The numbers in *scheme* and *layout*, and what they are then."""
     q = quantize(fa.asarray(values, dtype="f32"), scheme)
-    signed = q.parts["values"].dtype is fa.int8  # these run in MLX's order alone
-    return repack(q.to_device(device), "mlx-affine" if signed else layout), wide(dequantize(q))
+    if scheme == "mxfp4":  # it and signed integers run in MLX's order alone
+        layout = "mlx-mxfp4"
+    elif q.parts["values"].dtype is fa.int8:
+        layout = "mlx-affine"
+    return repack(q.to_device(device), "plain" if scheme.startswith("mlx") else layout), wide(dequantize(q))
 
 
 @given(
@@ -252,34 +256,41 @@ def test_every_scheme(mlx: fa.Device, scheme: str, layout: str) -> None:
 def test_what_a_gpu_does_in_16_bits(dtype: fa.Dtype) -> None:
     """The same calls of MLX as on a GPU, on the CPU, which adds in 16 bits."""
     from ferrum_ops.kernels.mlx import attention as sdpa
-    from ferrum_ops.kernels.mlx import gemm
+    from ferrum_ops.kernels.mlx import weights
 
     device = fa.Device("mlx:cpu")
-    scheme = f"int4-g64-{'f16' if dtype is fa.float16 else 'bf16'}"
-    w, w64 = quantised(noise(1, 2, 5, 128), scheme, device, "mlx-affine")
+    scales = "f16" if dtype is fa.float16 else "bf16"
     x, x64 = make(noise(2, 3, 128), dtype, device)
     qkv = [make(noise(i, 2, 20, 4, 64), dtype, device) for i in range(3)]
     sinks, s64 = make(noise(4, 4), dtype, device)
     bias, b64 = make(noise(5, 20, 20), dtype, device)
-    with mock.patch.object(gemm, "on_gpu", return_value=True), mock.patch.object(sdpa, "on_gpu", return_value=True):
-        assert gemm._wide(x, w) is False
+    with mock.patch.object(weights, "on_gpu", return_value=True), mock.patch.object(sdpa, "on_gpu", return_value=True):
+        for scheme in (f"int4-g64-{scales}", f"int4-g32-asym-{scales}", f"mlx4-g64-{scales}", "mxfp4"):
+            w, w64 = quantised(noise(1, 2, 5, 128), scheme, device, "mlx-affine")
+            assert not weights.widened(x, w)
+            check(linear(x, w[0], dtype="f32"), x64 @ w64[0].T, fa.float32, 2e-6)
+            check(linear(x, w[0]), x64 @ w64[0].T, dtype, 4 * TOLERANCE[dtype])
+            got = grouped_linear(x, w, fa.asarray([0, 1, 3], device=device))
+            want = np.stack([w64[e] @ row for e, row in zip((0, 1, 1), x64, strict=True)])
+            check(got, want, dtype, 4 * TOLERANCE[dtype])
+        assert weights.widened(x, quantised(noise(1, 5, 128), "int4-g64", device, "mlx-affine")[0])
         assert sdpa._dtype_of_work(*(x for x, _ in qkv), bias, sinks) is dtype
         assert sdpa._dtype_of_work(*(x for x, _ in qkv), bias.astype("f32"), sinks) is fa.float32
-        check(linear(x, w[0], dtype="f32"), x64 @ w64[0].T, fa.float32, 2e-6)
-        check(linear(x, w[0]), x64 @ w64[0].T, dtype, 4 * TOLERANCE[dtype])
-        got = grouped_linear(x, w, fa.asarray([0, 1, 3], device=device))
-        check(got, np.stack([w64[e] @ row for e, row in zip((0, 1, 1), x64, strict=True)]), dtype, 4 * TOLERANCE[dtype])
         got = attention(*(x for x, _ in qkv), bias=bias, sinks=sinks, window=7)
         want, _ = exact_attention(*(x for _, x in qkv), bias=b64, sinks=s64, window=7)
         check(got, want, dtype, 4 * TOLERANCE[dtype])
 
 
-@given(scheme=st.sampled_from(SCHEMES), seed=st.integers(0, 2**32 - 1), stacked=st.booleans())
+@given(
+    scheme=st.sampled_from([name for name in SCHEMES if not name.startswith("mlx")]),
+    seed=st.integers(0, 2**32 - 1),
+    stacked=st.booleans(),
+)
 def test_the_layout_keeps_every_bit(mlx: fa.Device, scheme: str, seed: int, stacked: bool) -> None:
     plain = quantize(fa.asarray(noise(seed, *((2,) if stacked else ()), 3, 768), dtype="f32"), scheme).to_device(mlx)
-    packed = repack(plain, "mlx-affine")
+    packed = repack(plain, "mlx-mxfp4" if scheme == "mxfp4" else "mlx-affine")
     back = repack(packed, "plain")
-    assert packed.features == (*plain.features, "layout:mlx-affine")
+    assert packed.features == (*plain.features, f"layout:{packed.layout}")
     assert back.parts.keys() == plain.parts.keys()
     for name, part in plain.parts.items():
         assert back.parts[name].dtype is part.dtype
@@ -367,6 +378,14 @@ def test_what_products_leave_to_the_reference(mlx: fa.Device) -> None:
 
     assert reason("int4-g16") == "MLX's groups are of 128, 64, 32, which do not divide those of int4-g16"
     assert reason("int8") == "signed integers must be in MLX's order: repack(w, 'mlx-affine')"
+    assert reason("mlx4-g16") == "MLX's groups are of 128, 64, 32"
+    assert reason("mxfp4") == "mxfp4 must be in MLX's order: repack(w, 'mlx-mxfp4')"
+    assert reason("q8_0") == "does not cover quant:q8_0"
+    broken = quantize(w[0] * fa.nan, "mxfp4")
+    with pytest.raises(ValueError, match="mlx-mxfp4: MLX has no scale that is NaN"):
+        repack(broken, "mlx-mxfp4")
+    with pytest.raises(ValueError, match="it holds mxfp4, not int4"):
+        repack(quantize(w[0], "int4"), "mlx-mxfp4")
     with pytest.raises(ValueError, match=r"the layout mlx-affine does not hold .*int4-g16.*MLX's groups"):
         repack(quantize(w[0], "int4-g16"), "mlx-affine")
 

@@ -8,8 +8,8 @@ import mlx.core as mx
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
-from ferrum_ops.kernels.mlx.affine import operands, refusal
 from ferrum_ops.kernels.mlx.calls import on_gpu, run
+from ferrum_ops.kernels.mlx.weights import operands, refusal, widened
 from ferrum_ops.quant.tensor import QuantTensor
 
 __all__ = ["bias_fits", "grouped", "grouped_fits", "quantised", "quantised_fits", "with_bias"]
@@ -39,18 +39,12 @@ def quantised_fits(x: Tensor, w: Tensor | QuantTensor, *_: object) -> str | None
 
 
 def quantised(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype) -> Tensor:
-    """``linear`` with integers in groups."""
-    wide = _wide(x, w) or out is not x.dtype
-    values, scales, biases, how = operands(w, fa.float32 if wide else x.dtype)
-    rows = _rows(x).astype(scales.dtype, copy=False)
+    """``linear`` with quantised weights."""
+    work = fa.float32 if widened(x, w) or out is not x.dtype else x.dtype
+    values, scales, biases, how = operands(w, work)
+    rows = _rows(x).astype(work, copy=False)
     y = run(mx.quantized_matmul, rows, values, scales, biases, transpose=True, **how)
     return _finished(y, bias, out).reshape(*x.shape[:-1], w.shape[0])
-
-
-def _wide(x: Tensor, w: QuantTensor) -> bool:
-    """Whether the work is done in float32. MLX's CPU adds products of 16 bits in 16 bits, its GPUs in float32."""
-    biases = w.parts.get("biases")
-    return not (on_gpu(x) and biases is not None and biases.dtype is x.dtype and w.parts["scales"].dtype is x.dtype)
 
 
 # Experts.
@@ -70,8 +64,9 @@ def grouped(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Tensor | 
     expert = fa.minimum(expert, w.shape[0] - 1)
     row, pick = fa.expand_dims(x, axis=1), {"rhs_indices": expert.astype(fa.uint32), "sorted_indices": True}
     if isinstance(w, QuantTensor):
-        values, scales, biases, how = operands(w, fa.float32 if _wide(x, w) else x.dtype)
-        row = row.astype(scales.dtype, copy=False)
+        work = fa.float32 if widened(x, w) else x.dtype
+        values, scales, biases, how = operands(w, work)
+        row = row.astype(work, copy=False)
         y = run(mx.gather_qmm, row, values, scales, biases, transpose=True, **how, **pick)
     else:
         y = run(mx.gather_mm, row, w.mT, **pick)

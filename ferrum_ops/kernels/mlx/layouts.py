@@ -1,46 +1,45 @@
-"""Integers in groups, as MLX reads them: ``value * scale + bias``, the values in words of 32 bits."""
+"""Layouts that MLX reads: ``value * scale + bias`` for integers, and 4-bit floats, the values in words of 32 bits."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import ferrum_array as fa
-from ferrum_array import Dtype, Tensor
+from ferrum_array import Tensor
 from ferrum_ops.quant.integer import IntScheme
-from ferrum_ops.quant.tensor import QuantTensor
+from ferrum_ops.quant.mxfp4 import Mxfp4Scheme
 from ferrum_ops.quant.types import Layout, Part, Parts, Scheme
 
-__all__ = ["AFFINE", "Affine", "operands", "refusal"]
+__all__ = ["AFFINE", "GROUPS", "MXFP4", "Affine", "Words", "biases_of", "group_of", "held", "times"]
 
 #: how many numbers may share a scale, the best first
-_GROUPS = (128, 64, 32)
+GROUPS = (128, 64, 32)
 
 
-def _group(scheme: IntScheme, k: int) -> int | None:
+def group_of(scheme: IntScheme, k: int) -> int | None:
     """The largest group of MLX's that divides the scheme's."""
     length = k if scheme.group is None else scheme.group
-    return next((group for group in _GROUPS if length and length % group == 0), None)
+    return next((group for group in GROUPS if length and length % group == 0), None)
 
 
-def _held(scheme: Scheme, k: int) -> str | None:
+def held(scheme: Scheme, k: int) -> str | None:
+    """Why MLX does not read the integers of *scheme* in rows of *k*, or None."""
     if not isinstance(scheme, IntScheme):
         return f"MLX reads integers in groups, not {scheme.name}"
-    if _group(scheme, k) is None:
-        return f"MLX's groups are of {', '.join(map(str, _GROUPS))}, which do not divide those of {scheme.name}"
+    if group_of(scheme, k) is None:
+        return f"MLX's groups are of {', '.join(map(str, GROUPS))}, which do not divide those of {scheme.name}"
     return None
 
 
-def _times(scheme: IntScheme, k: int) -> int:
+def times(scheme: IntScheme, k: int) -> int:
     """How many of MLX's groups make one of the scheme's."""
     length = k if scheme.group is None else scheme.group
-    return length // (_group(scheme, k) or 1)
+    return length // (group_of(scheme, k) or 1)
 
 
 def _signed(scheme: IntScheme) -> bool:
     return scheme.bits == 8 and scheme.symmetric
 
 
-def _biases(scheme: IntScheme, scales: Tensor, zeros: Tensor | None) -> Tensor:
+def biases_of(scheme: IntScheme, scales: Tensor, zeros: Tensor | None) -> Tensor:
     """What the number 0 stands for, in float32."""
     zero = float(1 << (scheme.bits - 1)) if zeros is None else zeros.astype(fa.float32)
     return -(scales.astype(fa.float32) * zero)
@@ -61,12 +60,12 @@ class Affine(Layout):
     name = "mlx-affine"
 
     def refusal(self, scheme: Scheme, n: int, k: int) -> str | None:
-        return _held(scheme, k)
+        return held(scheme, k)
 
     def parts(self, scheme: Scheme, n: int, k: int) -> dict[str, Part]:
         assert isinstance(scheme, IntScheme)
         plain = scheme.parts(n, k)
-        groups = k // (_group(scheme, k) or 1)
+        groups = k // (group_of(scheme, k) or 1)
         scales = plain["scales"].dtypes
         found = {
             "values": Part((n, k * scheme.bits // 32), (fa.uint32,)),
@@ -80,15 +79,15 @@ class Affine(Layout):
         values, scales, zeros = parts["values"], parts["scales"], parts.get("zeros")
         if _signed(scheme):
             values = fa.bitcast(values, fa.uint8) ^ 128
-        exact = _biases(scheme, scales, zeros)
+        exact = biases_of(scheme, scales, zeros)
         biases = exact.astype(scales.dtype, copy=False)
         if not fa.all(fa.isfinite(biases) == fa.isfinite(exact)):
             biases = exact
-        times = _times(scheme, shape[-1])
+        repeats = times(scheme, shape[-1])
         found = {
             "values": fa.bitcast(values, fa.uint32),
-            "scales": fa.repeat(scales, times, axis=-1),
-            "biases": fa.repeat(biases, times, axis=-1),
+            "scales": fa.repeat(scales, repeats, axis=-1),
+            "biases": fa.repeat(biases, repeats, axis=-1),
         }
         return found | ({} if zeros is None else {"zeros": zeros})
 
@@ -97,38 +96,36 @@ class Affine(Layout):
         values = fa.bitcast(parts["values"], fa.uint8)
         if _signed(scheme):
             values = fa.bitcast(values ^ 128, fa.int8)
-        found = {"values": values, "scales": parts["scales"][..., :: _times(scheme, shape[-1])]}
+        found = {"values": values, "scales": parts["scales"][..., :: times(scheme, shape[-1])]}
         return found | ({"zeros": parts["zeros"]} if "zeros" in parts else {})
 
 
 AFFINE = Affine()
 
 
-def refusal(w: QuantTensor) -> str | None:
-    """Why MLX does not multiply with *w* as it is, or None."""
-    if reason := _held(w.scheme, w.shape[-1]):
-        return reason
-    assert isinstance(w.scheme, IntScheme)
-    if w.layout == "plain" and _signed(w.scheme):
-        return f"signed integers must be in MLX's order: repack(w, '{AFFINE.name}')"
-    return None
+class Words(Layout):
+    """The layout ``mlx-mxfp4`` of an :class:`~ferrum_ops.quant.mxfp4.Mxfp4Scheme`.
 
-
-def operands(w: QuantTensor, dtype: Dtype) -> tuple[Tensor, Tensor, Tensor, dict[str, Any]]:
-    """The values, scales and biases of *w*, those in *dtype*, and what MLX must know of them.
-
-    A *dtype* other than float32 must be that of the scales and biases of the layout.
+    * ``values``: uint32 [N, K / 8], the bytes of the plain layout.
+    * ``scales``: those of the plain layout, none of which is 255: MLX takes that for infinity.
     """
-    scheme, k = w.scheme, w.shape[-1]
-    assert isinstance(scheme, IntScheme)
-    how = {"group_size": _group(scheme, k), "bits": scheme.bits}
-    values, scales, zeros = w.parts["values"], w.parts["scales"], w.parts.get("zeros")
-    times = _times(scheme, k)
-    if w.layout == "plain":
-        values = fa.bitcast(values, fa.uint32)
-    elif scales.dtype is dtype:
-        return values, scales, w.parts["biases"], how
-    else:
-        scales = scales[..., ::times]
-    biases = fa.repeat(_biases(scheme, scales, zeros), times, axis=-1)
-    return values, fa.repeat(scales.astype(fa.float32), times, axis=-1), biases, how
+
+    name = "mlx-mxfp4"
+
+    def refusal(self, scheme: Scheme, n: int, k: int) -> str | None:
+        return None if isinstance(scheme, Mxfp4Scheme) else f"it holds mxfp4, not {scheme.name}"
+
+    def parts(self, scheme: Scheme, n: int, k: int) -> dict[str, Part]:
+        plain = scheme.parts(n, k)
+        return {"values": Part((n, k // 8), (fa.uint32,)), "scales": plain["scales"]}
+
+    def pack(self, scheme: Scheme, parts: Parts, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        if fa.any(parts["scales"] == 255):
+            raise ValueError(f"{self.name}: MLX has no scale that is NaN (255), as some are here")
+        return {"values": fa.bitcast(parts["values"], fa.uint32), "scales": parts["scales"]}
+
+    def unpack(self, scheme: Scheme, parts: Parts, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        return {"values": fa.bitcast(parts["values"], fa.uint8), "scales": parts["scales"]}
+
+
+MXFP4 = Words()
