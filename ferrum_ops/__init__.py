@@ -36,6 +36,7 @@ from ferrum_ops.rope_scalings import (
     YarnScaling,
 )
 from ferrum_ops.sampling import Sampled, sample
+from ferrum_ops.speculative import Verified, spec_verify
 from ferrum_ops.types import SequenceMeta
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "RoutePlan",
     "Sampled",
     "SequenceMeta",
+    "Verified",
     "YarnScaling",
     "activation",
     "attention",
@@ -93,6 +95,7 @@ __all__ = [
     "set_threads",
     "sigmoid_gate",
     "softcap",
+    "spec_verify",
     "threads",
     "token_counts",
     "use_fast_paths",
