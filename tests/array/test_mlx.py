@@ -356,3 +356,20 @@ def test_numbers_on_either_side_keep_their_precision() -> None:
     assert (big + (1 << 62)).item() == (1 << 62) + 1
     assert (fa.asarray([1], dtype="u64", device=MLX) + ((1 << 64) - 2)).item() == (1 << 64) - 1
     assert (fa.ones(1, device=MLX) + (1 << 70)).item() == float(1 << 70)
+
+
+def test_products_of_nothing_leave_other_memory_alone() -> None:
+    """MLX's own product of a matrix without rows does not: it ends such a process."""
+    script = (
+        "import mlx.core as mx, numpy as np, ferrum_array as fa\n"
+        "mx.set_cache_limit(0)\n"
+        "for n in range(2000):\n"
+        "    heads, keys, dim = 1 + n % 3, 1 + n % 11, (1, 4, 8)[n % 3]\n"
+        "    q = fa.asarray(np.zeros((1, heads, 0, dim)), device='mlx:cpu')\n"
+        "    k = fa.asarray(np.ones((keys, heads, dim)), device='mlx:cpu')\n"
+        "    x = q @ fa.moveaxis(k[None], -2, -3).mT\n"
+        "    assert x.numpy().shape == (1, heads, 0, keys)\n"
+        "    assert (fa.asarray(np.arange(7), device='mlx:cpu') + 1).tolist() == [1, 2, 3, 4, 5, 6, 7]\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
