@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ferrum_ops.activation import ActivationKind, activation, gated_activation, sigmoid_gate, softcap
 from ferrum_ops.attention import attention
+from ferrum_ops.collectives import Group, ReduceOp, ThreadGroup, all_gather, all_reduce, run_ranks
 from ferrum_ops.cores import set_threads, threads
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
@@ -43,6 +44,7 @@ __all__ = [
     "ActivationKind",
     "DynamicScaling",
     "Explanation",
+    "Group",
     "KVCache",
     "KVSpec",
     "LinearScaling",
@@ -50,13 +52,17 @@ __all__ = [
     "LongRopeScaling",
     "ProportionalScaling",
     "QuantTensor",
+    "ReduceOp",
     "RopeScaling",
     "RoutePlan",
     "Sampled",
     "SequenceMeta",
+    "ThreadGroup",
     "Verified",
     "YarnScaling",
     "activation",
+    "all_gather",
+    "all_reduce",
     "attention",
     "causal_conv1d",
     "dequantize",
@@ -91,6 +97,7 @@ __all__ = [
     "rope_frequencies",
     "rope_scaling",
     "rope_table",
+    "run_ranks",
     "sample",
     "set_threads",
     "sigmoid_gate",
