@@ -78,4 +78,9 @@ register(
         name="qk_norm_rope_mixed",
         when=f"{_HERE}.norms:no_float64",
     ),
+    _row(
+        "attention",
+        "attending:attention",
+        *("full", "window", "softcap", "sinks", "bias", "meta", "lse"),
+    ),
 )

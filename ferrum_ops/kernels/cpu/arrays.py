@@ -20,7 +20,7 @@ import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_array.tensor import wrap
 
-__all__ = ["Array", "bits", "empty", "empty_like", "flat", "flat_or_nothing", "heads", "new", "rows"]
+__all__ = ["Array", "bits", "empty", "empty_like", "flat", "flat_or_nothing", "heads", "new", "plain", "rows"]
 
 Array = np.ndarray[Any, Any]
 
@@ -39,7 +39,22 @@ def flat(x: Tensor) -> Array:
     """The elements of *x* in one axis, a copy only where they lie with gaps or in another order."""
     line: Array = x._data.ravel()
     as_bits = _BITS.get(x._spec.dtype)
-    return line if as_bits is None else line.view(as_bits)
+    if as_bits is not None:
+        line = line.view(as_bits)
+    return line if line.flags.writeable else plain(line)
+
+
+class _Memory:
+    """An array's memory, for NumPy to make another array of it."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array  # keeps it alive
+        self.__array_interface__ = {**array.__array_interface__, "data": (array.ctypes.data, False)}
+
+
+def plain(line: Array) -> Array:
+    """The same memory for a kernel that only reads it: numba compiles other code for arrays that cannot be written."""
+    return np.asarray(_Memory(line))
 
 
 def flat_or_nothing(x: Tensor | None, like: Tensor) -> Array:
@@ -97,7 +112,8 @@ def _step(data: Array, inner: int) -> int | None:
 def _span(data: Array, dtype: Dtype) -> Array:
     """One axis from the first to the last element, whose strides are not negative."""
     length = 1 + sum((n - 1) * step for n, step in zip(data.shape, data.strides, strict=True)) // data.itemsize
-    return bits(np.lib.stride_tricks.as_strided(data, (length,), (data.itemsize,)), dtype)
+    line = bits(np.lib.stride_tricks.as_strided(data, (length,), (data.itemsize,)), dtype)
+    return line if line.flags.writeable else plain(line)
 
 
 def empty_like(x: Tensor) -> tuple[Tensor, Array]:

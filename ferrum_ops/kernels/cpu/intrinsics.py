@@ -1,9 +1,9 @@
 """Arithmetic inside compiled code that numba does not have: 16-bit floats, and exponentials that become vectors.
 
 Elements are read and written by ``get`` and ``put``, which go by the type of the array: float32, bfloat16 as ``uint16``
-and float16 as ``int16`` (see ``arrays``) are read as float32. Writing rounds
-to the nearest, ties to even; NaN stays NaN and what is too large becomes infinite. Places count from 0 and are not
-checked, which is also what lets loops over them become vectors.
+and float16 as ``int16`` (see ``arrays``) are read as float32, and int8 too. Writing rounds to the nearest, ties to
+even; NaN stays NaN and what is too large becomes infinite. Places count from 0 and are not checked, which is also what
+lets loops over them become vectors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numba.core import cgutils as untyped
 
 from ferrum_ops.kernels.cpu.jit import intrinsic
 
-__all__ = ["exp", "exp_below", "get", "get_int", "get_int8", "narrow_bf16", "put", "widen_bf16"]
+__all__ = ["exp", "exp_below", "get", "get_int", "put", "widen", "write_exp", "write_exp_below"]
 
 types: Any = untyped_types  # numba's types are of some versions and incomplete
 cgutils: Any = untyped
@@ -29,13 +29,22 @@ _AS_WRITTEN = ("contract",)
 Emit = Callable[[Any, Any], Any]
 
 
-def widen_bf16(builder: Any, value: Any) -> Any:
-    """float32 from the bits of a bfloat16."""
-    return builder.bitcast(builder.shl(builder.zext(value, _I32), _I32(16)), _F32)
+def _like(value: Any, element: Any) -> Any:
+    """The type of *value*, a number or a vector, with other elements."""
+    return ir.VectorType(element, value.type.count) if isinstance(value.type, ir.VectorType) else element
 
 
-def narrow_bf16(builder: Any, value: Any) -> Any:
-    """The bits of the bfloat16 next to a float32."""
+def _constant(value: Any, element: Any, number: float) -> Any:
+    kind = _like(value, element)
+    return ir.Constant(kind, [number] * kind.count if isinstance(kind, ir.VectorType) else number)
+
+
+def _widen_bf16(builder: Any, value: Any) -> Any:
+    words = builder.zext(value, _like(value, _I32))
+    return builder.bitcast(builder.shl(words, _constant(value, _I32, 16)), _like(value, _F32))
+
+
+def _narrow_bf16(builder: Any, value: Any) -> Any:
     word = builder.bitcast(value, _I32)
     odd = builder.and_(builder.lshr(word, _I32(16)), _I32(1))
     rounded = builder.add(word, builder.add(odd, _I32(0x7FFF)))
@@ -45,23 +54,34 @@ def narrow_bf16(builder: Any, value: Any) -> Any:
 
 
 def _widen_f16(builder: Any, value: Any) -> Any:
-    return builder.fpext(builder.bitcast(value, _F16), _F32)
+    return builder.fpext(builder.bitcast(value, _like(value, _F16)), _like(value, _F32))
 
 
 def _narrow_f16(builder: Any, value: Any) -> Any:
     return builder.bitcast(builder.fptrunc(value, _F16), _I16)
 
 
+def _widen_int8(builder: Any, value: Any) -> Any:
+    return builder.sitofp(builder.sext(value, _like(value, _I32)), _like(value, _F32))
+
+
 def _same(_builder: Any, value: Any) -> Any:
     return value
 
 
-#: how elements of a type are read, and written
-_KINDS: dict[Any, tuple[Emit, Emit]] = {
-    types.float32: (_same, _same),
-    types.uint16: (widen_bf16, narrow_bf16),
-    types.int16: (_widen_f16, _narrow_f16),
+#: how elements of a type become float32, numbers as well as vectors, and how a float32 is written to them
+_WIDEN: dict[Any, Emit] = {
+    types.float32: _same,
+    types.uint16: _widen_bf16,
+    types.int16: _widen_f16,
+    types.int8: _widen_int8,
 }
+_NARROW: dict[Any, Emit] = {types.float32: _same, types.uint16: _narrow_bf16, types.int16: _narrow_f16}
+
+
+def widen(builder: Any, kind: Any, value: Any) -> Any:
+    """Write the instructions that make float32 of *value*, which was read from an array of this type of elements."""
+    return _WIDEN[kind](builder, value)
 
 
 def _place(context: Any, builder: Any, array: Any, value: Any, index: Any) -> Any:
@@ -72,10 +92,9 @@ def _place(context: Any, builder: Any, array: Any, value: Any, index: Any) -> An
 @intrinsic
 def get(_typing: Any, array: Any, _index: Any) -> Any:
     """The element at a place of an array with one axis, as a number to compute with."""
-    widen = _KINDS[array.dtype][0]
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return widen(builder, builder.load(_place(context, builder, array, *args)))
+        return widen(builder, array.dtype, builder.load(_place(context, builder, array, *args)))
 
     return types.float32(array, types.intp), generate
 
@@ -83,24 +102,13 @@ def get(_typing: Any, array: Any, _index: Any) -> Any:
 @intrinsic
 def put(_typing: Any, array: Any, _index: Any, _value: Any) -> Any:
     """Write a number to a place of an array with one axis, rounded to the array's type."""
-    narrow = _KINDS[array.dtype][1]
+    narrow = _NARROW[array.dtype]
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         builder.store(narrow(builder, args[2]), _place(context, builder, array, *args[:2]))
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float32), generate
-
-
-@intrinsic
-def get_int8(_typing: Any, array: Any, _index: Any) -> Any:
-    """The int8 at a place, as float32."""
-
-    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        word = builder.sext(builder.load(_place(context, builder, array, *args)), _I32)
-        return builder.sitofp(word, _F32)
-
-    return types.float32(array, types.intp), generate
 
 
 @intrinsic
@@ -125,10 +133,12 @@ _P = (0.49999993428, 0.16666519153, 0.041668374322, 0.008368896081, 0.0013816618
 def _reduced_exp(builder: Any, x: Any) -> tuple[Any, Any]:
     """exp(r) and n, as above; *x* is between -104 and 89, or NaN."""
 
+    def number(value: float) -> Any:
+        return _constant(x, _F32, value)
+
     def times_plus(a: Any, b: Any, c: Any) -> Any:
         return builder.fadd(builder.fmul(a, b, flags=_AS_WRITTEN), c, flags=_AS_WRITTEN)
 
-    number = _F32
     shifted = times_plus(x, number(_PER_LOG2), number(_ROUND))
     n = builder.fsub(shifted, number(_ROUND), flags=_AS_WRITTEN)
     r = times_plus(n, number(-_LOG2_LOW), times_plus(n, number(-_LOG2_HIGH), x))
@@ -136,41 +146,51 @@ def _reduced_exp(builder: Any, x: Any) -> tuple[Any, Any]:
     for coefficient in _P[-2::-1]:
         p = times_plus(p, r, number(coefficient))
     p = times_plus(times_plus(p, r, number(1.0)), r, number(1.0))
-    return p, builder.sub(builder.bitcast(shifted, _I32), _I32(_ROUND_BITS))
+    return p, builder.sub(builder.bitcast(shifted, _like(x, _I32)), _constant(x, _I32, _ROUND_BITS))
 
 
 def _limited(builder: Any, compare: str, x: Any, limit: float) -> Any:
     """*limit* where *x* compares with it so, else *x*: NaN stays."""
-    beyond = builder.fcmp_ordered(compare, x, _F32(limit), flags=_AS_WRITTEN)
-    return builder.select(beyond, _F32(limit), x)
+    bound = _constant(x, _F32, limit)
+    return builder.select(builder.fcmp_ordered(compare, x, bound, flags=_AS_WRITTEN), bound, x)
 
 
 def _power(builder: Any, n: Any) -> Any:
-    return builder.bitcast(builder.shl(builder.add(n, _I32(127)), _I32(23)), _F32)
+    shifted = builder.shl(builder.add(n, _constant(n, _I32, 127)), _constant(n, _I32, 23))
+    return builder.bitcast(shifted, _like(n, _F32))
+
+
+def write_exp(builder: Any, x: Any) -> Any:
+    """Write the instructions of ``exp`` for a number or a vector."""
+    p, n = _reduced_exp(builder, _limited(builder, "<", _limited(builder, ">", x, 89.0), -104.0))
+    half = builder.ashr(n, _constant(n, _I32, 1))  # 2**128 has no exponent of its own, so two factors
+    p = builder.fmul(p, _power(builder, half), flags=_AS_WRITTEN)
+    return builder.fmul(p, _power(builder, builder.sub(n, half)), flags=_AS_WRITTEN)
+
+
+def write_exp_below(builder: Any, x: Any) -> Any:
+    """Write the instructions of ``exp_below`` for a number or a vector."""
+    p, n = _reduced_exp(builder, _limited(builder, "<", x, -87.0))
+    found = builder.fmul(p, _power(builder, n), flags=_AS_WRITTEN)
+    tiny = builder.fcmp_ordered("<", x, _constant(x, _F32, -87.0), flags=_AS_WRITTEN)
+    return builder.select(tiny, _constant(x, _F32, 0.0), found)
 
 
 @intrinsic
 def exp(_typing: Any, _x: Any) -> Any:
-    """exp of a float32, within 2 units in the last place: also infinite, 0, subnormal and NaN."""
+    """exp of a float32, within 1 unit in the last place: also infinite, 0, subnormal and NaN."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        x = _limited(builder, "<", _limited(builder, ">", args[0], 89.0), -104.0)
-        p, n = _reduced_exp(builder, x)
-        half = builder.ashr(n, _I32(1))  # 2**128 has no exponent of its own, so two factors
-        p = builder.fmul(p, _power(builder, half), flags=_AS_WRITTEN)
-        return builder.fmul(p, _power(builder, builder.sub(n, half)), flags=_AS_WRITTEN)
+        return write_exp(builder, args[0])
 
     return types.float32(types.float32), generate
 
 
 @intrinsic
 def exp_below(_typing: Any, _x: Any) -> Any:
-    """exp of a float32 of at most 0, or NaN, within 2 units in the last place; 0 where it would be subnormal."""
+    """exp of a float32 of at most 0, or NaN, within 1 unit in the last place; 0 where it would be subnormal."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        p, n = _reduced_exp(builder, _limited(builder, "<", args[0], -87.0))
-        found = builder.fmul(p, _power(builder, n), flags=_AS_WRITTEN)
-        tiny = builder.fcmp_ordered("<", args[0], _F32(-87.0), flags=_AS_WRITTEN)
-        return builder.select(tiny, _F32(0.0), found)
+        return write_exp_below(builder, args[0])
 
     return types.float32(types.float32), generate

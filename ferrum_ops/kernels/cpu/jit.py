@@ -32,7 +32,9 @@ def jit(function: _F) -> _F: ...
 
 
 @overload
-def jit(*, fastmath: frozenset[str] = ANY_ORDER, variant: tuple[object, ...] = ()) -> Callable[[_F], _F]: ...
+def jit(
+    *, fastmath: frozenset[str] = ANY_ORDER, variant: tuple[object, ...] = (), inner: bool = False
+) -> Callable[[_F], _F]: ...
 
 
 def jit(
@@ -40,6 +42,7 @@ def jit(
     *,
     fastmath: frozenset[str] = ANY_ORDER,
     variant: tuple[object, ...] = (),
+    inner: bool = False,
 ) -> _F | Callable[[_F], _F]:
     """Compile *function* for the types of its arguments when it is first called with them.
 
@@ -50,6 +53,7 @@ def jit(
         function: what is compiled.
         fastmath: what the compiler may do to the arithmetic: ``ANY_ORDER`` or ``EXACT``.
         variant: for a function made by another function: what tells it from its sisters, where ``repr`` says all.
+        inner: it is called by compiled code alone; Python cannot call it, and it compiles faster.
 
     Raises:
         TypeError: for a function that reads variables of an enclosing function and has no *variant*.
@@ -64,6 +68,8 @@ def jit(
             fastmath=set(fastmath),
             error_model="numpy",
             boundscheck=False,
+            no_cpython_wrapper=inner,
+            no_cfunc_wrapper=True,
         )(function)
         compiled._cache = CodeCache(function, variant)
         result: _F = compiled

@@ -54,7 +54,7 @@ _ALONE, _TURNS = 20e-6, 400
 _LEAST = 1 << 15
 
 
-@jit
+@jit(inner=True)
 def _work(block: int) -> None:
     """Take items of the job until none is left."""
     job = (atomic.load(block + _FUNCTION), atomic.load(block + _ARGUMENTS))
@@ -95,7 +95,7 @@ def _serve(block: int, index: int, seen: int, spins: int) -> int:
     return -1
 
 
-@jit
+@jit(inner=True)
 def share(crew: int, job: Any, items: int, grain: int) -> None:
     """Do *items* items of a job, *grain* at a time, with a crew, or alone where *crew* is 0.
 

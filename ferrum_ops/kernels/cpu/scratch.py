@@ -1,0 +1,66 @@
+"""Memory that kernels work in, kept between calls: fresh memory costs a page fault for every 4 KiB."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ferrum_ops import cores
+from ferrum_ops.kernels.cpu import atomic
+from ferrum_ops.kernels.cpu.arrays import Array
+from ferrum_ops.kernels.cpu.jit import jit
+
+__all__ = ["borrow", "give_back", "lay_down", "pick_up"]
+
+_LINE = 16  # numbers of a cache line
+#: a block begins with a word for each of so many places, which is 1 while the place is taken; and room to align
+_PLACES = 256
+_HEAD = 2 * _PLACES + _LINE
+#: so many blocks wait for the next call; a call beyond them gets fresh memory
+_MOST = 8
+_kept: list[Array] = []
+
+
+def borrow(size: int) -> Array:
+    """A block of memory in which each thread of a call can pick up a place of *size* numbers."""
+    wanted = _HEAD + min(cores.threads(), _PLACES) * (size + _LINE)
+    try:
+        block = _kept.pop()
+    except IndexError:  # the first call, or others have them all
+        block = np.empty(0, np.float32)
+    if block.size < wanted:
+        block = np.empty(wanted, np.float32)
+        block[:_HEAD] = 0.0
+    return block
+
+
+def give_back(block: Array) -> None:
+    """Keep *block* for the next call."""
+    if len(_kept) < _MOST:
+        _kept.append(block)
+
+
+@jit(inner=True)
+def pick_up(block: Any, size: int) -> int:
+    """Take a free place of *size* numbers in *block*: where it begins, on a cache line. ``lay_down`` frees it."""
+    address: int = block.ctypes.data
+    step = (size + _LINE - 1) // _LINE * _LINE
+    skip = -(address // 4) % _LINE
+    flags = address + address % 8
+    places = min((block.size - _HEAD) // step, _PLACES)
+    while True:  # there are as many places as threads, but for a moment after their number has changed
+        for place in range(places):
+            if atomic.swap_if(flags + 8 * place, 0, 1):
+                return skip + 2 * _PLACES + place * step
+        atomic.pause()
+
+
+@jit(inner=True)
+def lay_down(block: Any, size: int, start: int) -> None:
+    """Free the place that begins at *start*."""
+    address: int = block.ctypes.data
+    step = (size + _LINE - 1) // _LINE * _LINE
+    skip = -(address // 4) % _LINE
+    place = (start - skip - 2 * _PLACES) // step
+    atomic.store(address + address % 8 + 8 * place, 0)
