@@ -24,107 +24,44 @@ Two shapes of tile, after Goto and van de Geijn, "Anatomy of high-performance ma
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from llvmlite import ir
-from numba import types
-from numba.core import cgutils as untyped
-from numba.extending import intrinsic
 
-__all__ = ["VECTOR", "inner_tile", "outer_tile", "scaled_outer_tile", "transpose_words"]
+from ferrum_ops.kernels.cpu.llvm import (
+    BFLOATS,
+    BYTES,
+    F32,
+    FLOATS,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    VECTOR,
+    WORDS,
+    Code,
+    Value,
+    filled,
+    lanes,
+    routine,
+    zero,
+)
 
-VECTOR = 64  # bytes
-LANES = 16  # words of 32 bits in a vector
-
-cgutils: Any = untyped  # numba has no types
-Value = Any  # a value of the intermediate representation; llvmlite has no types for checkers
-
-I8, I32, I64, F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-BYTES, WORDS, FLOATS = ir.VectorType(I8, VECTOR), ir.VectorType(I32, LANES), ir.VectorType(F32, LANES)
-#: Sums may be taken in any order, and a product may go into a sum unrounded.
-_FAST = ("contract", "reassoc", "nsz")
-
-
-#: The type ``bfloat``, which llvmlite does not have; it is only needed to name what instructions take.
-_BFLOAT = type("_BFloat", (ir.Type,), {"intrinsic_name": "bf16", "_to_string": lambda _: "bfloat"})()
-_BFLOATS = ir.VectorType(_BFLOAT, 32)
-
-
-class Code:
-    """The instructions of a function, with memory addressed in bytes."""
-
-    def __init__(self, builder: Any) -> None:
-        self.b = builder
-
-    def at(self, address: Value, *offsets: Value) -> Value:
-        """The sum of integers."""
-        for offset in offsets:
-            address = self.b.add(address, I64(offset) if isinstance(offset, int) else offset)
-        return address
-
-    def times(self, value: Value, factor: int) -> Value:
-        return self.b.mul(value, I64(factor))
-
-    def load(self, address: Value, kind: Any) -> Value:
-        value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
-        value.align = 1
-        return value
-
-    def load_first(self, address: Value, count: Value) -> Value:
-        """A vector whose first *count* bytes are read and whose others are 0; nothing beyond them is touched."""
-        lanes = ir.Constant(ir.VectorType(I64, VECTOR), list(range(VECTOR)))
-        mask = self.b.icmp_signed("<", lanes, self.splat(count, VECTOR))
-        pointer = self.b.inttoptr(address, BYTES.as_pointer())
-        return self.call("llvm.masked.load.v64i8.p0", BYTES, pointer, I32(1), mask, zero(BYTES))
-
-    def store(self, value: Value, address: Value) -> None:
-        self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = 1
-
-    def splat(self, value: Value, lanes: int = LANES) -> Value:
-        """A vector of equal values."""
-        empty = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
-        first = self.b.insert_element(empty, value, I32(0))
-        return self.b.shuffle_vector(first, empty, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
-
-    def call(self, name: str, result: Any, *arguments: Value) -> Value:
-        kind = ir.FunctionType(result, [argument.type for argument in arguments])
-        return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), arguments)
-
-    def variable(self, value: Value) -> Value:
-        """A place for a value that changes; the compiler keeps it in a register."""
-        return cgutils.alloca_once_value(self.b, value)
-
-    def fma(self, x: Value, y: Value, z: Value) -> Value:
-        return self.call("llvm.fma.v16f32", FLOATS, x, y, z)
-
-    def total(self, vector: Value) -> Value:
-        """The sum of the lanes."""
-        if vector.type.element == F32:
-            kind = ir.FunctionType(F32, [F32, FLOATS])
-            add = cgutils.get_or_insert_function(self.b.module, kind, "llvm.vector.reduce.fadd.v16f32")
-            return self.b.call(add, [ir.Constant(F32, -0.0), vector], fastmath=_FAST)
-        return self.call("llvm.vector.reduce.add.v16i32", I32, vector)
-
-    def plus(self, x: Value, y: Value) -> Value:
-        return self.b.add(x, y) if x.type.element == I32 else self.b.fadd(x, y, flags=_FAST)
-
-    @contextmanager
-    def loop(self, count: Value) -> Iterator[Value]:
-        with cgutils.for_range(self.b, count) as loop:
-            yield loop.index
-
-    @contextmanager
-    def when(self, condition: Value) -> Iterator[None]:
-        with self.b.if_then(condition):
-            yield
-
-
-def zero(kind: Any) -> Value:
-    """The zero of a type."""
-    return ir.Constant(kind, [0] * kind.count if isinstance(kind, ir.VectorType) else 0)
+__all__ = [
+    "SIZE",
+    "STORED",
+    "clear",
+    "inner_tile",
+    "outer_tile",
+    "packer",
+    "scaled_outer_tile",
+    "take_row",
+    "write_bf16",
+    "write_f16",
+    "write_f32",
+]
 
 
 class Multiply(NamedTuple):
@@ -139,7 +76,7 @@ def _f32(code: Code, total: Value, x: Value, w: Value) -> Value:
 
 
 def _bf16(code: Code, total: Value, x: Value, w: Value) -> Value:
-    x, w = code.b.bitcast(x, _BFLOATS), code.b.bitcast(w, _BFLOATS)
+    x, w = code.b.bitcast(x, BFLOATS), code.b.bitcast(w, BFLOATS)
     return code.call("llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, x, w)
 
 
@@ -149,39 +86,6 @@ def _int8(code: Code, total: Value, x: Value, w: Value) -> Value:
 
 
 MULTIPLY = {"f32": Multiply(FLOATS, _f32), "bf16": Multiply(FLOATS, _bf16), "int8": Multiply(WORDS, _int8)}
-
-
-def routine(emit: Callable[..., None]) -> Any:
-    """Make ``emit(code, *integers)``, which writes the instructions, a function of compiled code."""
-
-    @intrinsic
-    @functools.wraps(emit)
-    def typed(_context: Any, *arguments: Any) -> Any:
-        def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-            emit(Code(builder), *values)
-            return context.get_dummy_value()
-
-        return types.void(*[types.intp] * len(arguments)), generate
-
-    return typed
-
-
-@routine
-def transpose_words(code: Code, source: Value, source_stride: Value, target: Value, target_stride: Value) -> None:
-    """Write 16 rows of 16 words as 16 rows of 16 words, the first of which are the first words of all."""
-    rows = [code.load(code.at(source, code.times(source_stride, i)), WORDS) for i in range(LANES)]
-    for half in (8, 4, 2, 1):  # exchange the off-diagonal blocks of this size
-        turned = []
-        for i, row in enumerate(rows):
-            upper, lower = (row, rows[i | half]) if not i & half else (rows[i ^ half], row)
-            if not i & half:
-                lanes = [LANES + (lane ^ half) if lane & half else lane for lane in range(LANES)]
-            else:
-                lanes = [LANES + lane if lane & half else lane ^ half for lane in range(LANES)]
-            turned.append(code.b.shuffle_vector(upper, lower, ir.Constant(WORDS, lanes)))
-        rows = turned
-    for i, row in enumerate(rows):
-        code.store(row, code.at(target, code.times(target_stride, i)))
 
 
 def outer_tile(kind: str, rows: int, columns: int) -> Any:
@@ -197,11 +101,11 @@ def outer_tile(kind: str, rows: int, columns: int) -> Any:
     def tile(code: Code, x: Value, x_stride: Value, w: Value, steps: Value, out: Value, out_stride: Value) -> None:
         lines = [code.at(x, code.times(x_stride, i)) for i in range(rows)]
         places = {(i, j): code.at(out, code.times(out_stride, i), VECTOR * j) for i, j in cells}
-        totals = {cell: code.variable(code.load(places[cell], sums)) for cell in cells}
+        totals = {cell: code.variable(zero(sums)) for cell in cells}
         with code.loop(steps) as step:
             _outer(code, add, totals, lines, code.times(step, 4), code.at(w, code.times(step, VECTOR * columns)))
-        for cell in cells:
-            code.store(code.b.load(totals[cell]), places[cell])
+        for cell, place in places.items():  # added last, since sums of sums lose less than one long sum
+            code.store(code.plus(code.b.load(totals[cell]), code.load(place, sums)), place)
 
     return tile
 
@@ -284,7 +188,13 @@ def _from_int8(code: Code, raw: Value) -> Value:
 
 
 def _unsigned(code: Code, raw: Value) -> Value:
-    return code.b.xor(raw, ir.Constant(BYTES, [-128] * VECTOR))  # 128 more
+    return code.b.xor(raw, filled(BYTES, -128))  # 128 more
+
+
+def _bf16_from_int8(code: Code, raw: Value) -> Value:
+    words = ir.VectorType(I32, 32)
+    wide = code.b.bitcast(code.b.sitofp(code.b.sext(raw, words), ir.VectorType(F32, 32)), words)
+    return code.b.trunc(code.b.lshr(wide, filled(words, 16)), ir.VectorType(I16, 32))  # exact: eight bits suffice
 
 
 #: by the kind of number that is multiplied, and what is stored
@@ -293,32 +203,99 @@ STORED = {
     ("f32", "f16"): Stored(2, _from_f16),
     ("f32", "int8"): Stored(1, _from_int8),
     ("bf16", "bf16"): Stored(2, lambda code, raw: raw),
+    ("bf16", "int8"): Stored(1, _bf16_from_int8),
     ("int8", "int8"): Stored(1, _unsigned),
 }
-_SIZE = {"f32": 4, "bf16": 2, "int8": 1}
+SIZE = {"f32": 4, "bf16": 2, "int8": 1}
 
 
-def inner_tile(kind: str, stored: str, rows: int, unroll: int) -> Any:
-    """The products of so many rows of inputs with one row of weights, which is read as it lies.
+def transposed(code: Code, rows: list[Value]) -> list[Value]:
+    """16 vectors of 16 words: the first has the first words of all, and so on."""
+    for half in (8, 4, 2, 1):  # exchange the off-diagonal blocks of this size
+        turned = []
+        for i, row in enumerate(rows):
+            upper, lower = (rows[i ^ half], row) if i & half else (row, rows[i ^ half])
+            if i & half:
+                places = [LANES + lane if lane & half else lane + half for lane in range(LANES)]
+            else:
+                places = [LANES + lane - half if lane & half else lane for lane in range(LANES)]
+            turned.append(code.b.shuffle_vector(upper, lower, lanes(places)))
+        rows = turned
+    return rows
 
-    The function takes (x, stride of x, w, count, out): *count* numbers of each row are multiplied, and out gets a word
-    for each row: float32, or int32 for ``int8``, whose weights count 128 too much. Nothing beyond the count is read.
+
+def packer(kind: str, stored: str) -> Any:
+    """Write 16 rows of weights so that a vector holds one word of each: one vector of what ``outer_tile`` takes.
+
+    The function takes (w, stride of w, rows, count, target, stride of target). Of each row *count* numbers are read,
+    and zeros fill up the last vectors' worth of 16 words. Where there are fewer than 16 rows, the last is repeated.
     """
-    sums, add = MULTIPLY[kind]
-    size, (width, widen) = _SIZE[kind], STORED[kind, stored]
-    many = VECTOR // size  # numbers in a vector
-    raw = ir.VectorType(I8, many * width)
+    size, (width, widen) = SIZE[kind], STORED[kind, stored]
+    many = VECTOR // size
 
     @routine
-    def tile(code: Code, x: Value, x_stride: Value, w: Value, count: Value, out: Value) -> None:
-        lines = [code.at(x, code.times(x_stride, i)) for i in range(rows)]
-        totals = [[code.variable(zero(sums)) for _ in range(unroll)] for _ in range(rows)]
+    def pack(code: Code, w: Value, stride: Value, rows: Value, count: Value, to: Value, to_stride: Value) -> None:
+        last = code.b.sub(rows, I64(1))
+        lines = []
+        for i in range(LANES):
+            row = code.b.select(code.b.icmp_signed("<", I64(i), rows), I64(i), last)
+            lines.append(code.at(w, code.b.mul(stride, row)))
 
-        def step(k: Value, u: int) -> None:
-            weights = widen(code, code.load(code.at(w, code.times(k, width)), raw))
-            for line, total in zip(lines, totals, strict=True):
-                inputs = code.load(code.at(line, code.times(k, size)), BYTES)
-                code.b.store(add(code, code.b.load(total[u]), inputs, weights), total[u])
+        def block(k: Value, read: Callable[[Value], Value]) -> None:
+            words = [code.b.bitcast(widen(code, read(code.at(line, code.times(k, width)))), WORDS) for line in lines]
+            first = code.at(to, code.b.mul(to_stride, code.b.udiv(code.times(k, size), I64(4))))
+            code.store_rows(transposed(code, words), first, to_stride)
+
+        whole = code.b.udiv(count, I64(many))
+        with code.loop(whole) as vector:
+            block(code.times(vector, many), lambda address: code.load(address, ir.VectorType(I8, many * width)))
+        done = code.times(whole, many)
+        left = code.b.sub(count, done)
+        with code.when(code.b.icmp_signed(">", left, I64(0))):
+            block(done, lambda address: _first(code, address, left, many, width))
+
+    return pack
+
+
+def _first(code: Code, address: Value, count: Value, many: int, width: int) -> Value:
+    """The first *count* of *many* numbers of so many bytes, and zeros."""
+    some = code.load_first(address, code.times(count, width))
+    return code.pick(some, range(many * width))
+
+
+def inner_tile(kind: str, stored: str, rows: int) -> Any:
+    """The products of so many rows of inputs with four rows of weights, which are read as they lie.
+
+    The function takes (x, stride of x, four addresses of weights, count, out, stride of out, step of out): *count*
+    numbers of each row are multiplied, and ``out`` gets a float32 for each pair: rows lie a stride apart, weights a
+    step. Nothing beyond the count is read. Each row of weights should go on where the one of the call before ended,
+    so that memory is read in four long streams.
+    """
+    sums, add = MULTIPLY[kind]
+    size, (width, widen) = SIZE[kind], STORED[kind, stored]
+    many = VECTOR // size  # numbers in a vector
+    raw = ir.VectorType(I8, many * width)
+    unroll = 2 if rows == 1 else 1
+
+    @routine
+    def tile(
+        code: Code, x: Value, x_stride: Value, w0: Value, w1: Value, w2: Value, w3: Value, count: Value,
+        out: Value, out_stride: Value, out_step: Value,
+    ) -> None:  # fmt: skip
+        columns = (w0, w1, w2, w3)
+        lines = [code.at(x, code.times(x_stride, i)) for i in range(rows)]
+        totals = {(i, j): [code.variable(zero(sums)) for _ in range(unroll)] for i in range(rows) for j in range(4)}
+
+        def step(k: Value, u: int, left: Value | None = None) -> None:
+            if left is None:
+                weights = [code.load(code.at(w, code.times(k, width)), raw) for w in columns]
+                inputs = [code.load(code.at(line, code.times(k, size)), BYTES) for line in lines]
+            else:
+                weights = [_first(code, code.at(w, code.times(k, width)), left, many, width) for w in columns]
+                inputs = [code.load_first(code.at(line, code.times(k, size)), code.times(left, size)) for line in lines]
+            weights = [widen(code, weight) for weight in weights]
+            for (i, j), total in totals.items():
+                code.b.store(add(code, code.b.load(total[u]), inputs[i], weights[j]), total[u])
 
         blocks = code.b.udiv(count, I64(many * unroll))
         with code.loop(blocks) as block:
@@ -331,16 +308,73 @@ def inner_tile(kind: str, stored: str, rows: int, unroll: int) -> Any:
         done = code.at(done, code.times(vectors, many))
         left = code.b.sub(count, done)
         with code.when(code.b.icmp_signed(">", left, I64(0))):
-            some = code.load_first(code.at(w, code.times(done, width)), code.times(left, width))
-            lanes = ir.Constant(ir.VectorType(I32, raw.count), list(range(raw.count)))
-            weights = widen(code, code.b.shuffle_vector(some, some, lanes))
-            for line, total in zip(lines, totals, strict=True):
-                inputs = code.load_first(code.at(line, code.times(done, size)), code.times(left, size))
-                code.b.store(add(code, code.b.load(total[0]), inputs, weights), total[0])
-        for i, total in enumerate(totals):
+            step(done, 0, left)
+        for (i, j), total in totals.items():
             value = code.b.load(total[0])
             for other in total[1:]:
                 value = code.plus(value, code.b.load(other))
-            code.store(code.total(value), code.at(out, 4 * i))
+            place = code.at(out, code.times(out_stride, i), code.times(out_step, j))
+            code.store(code.total(value), place)
 
     return tile
+
+
+def _to_f32(code: Code, x: Value) -> Value:
+    return x
+
+
+def _to_f16(code: Code, x: Value) -> Value:
+    return code.b.fptrunc(x, ir.VectorType(ir.HalfType(), LANES))
+
+
+def _to_bf16(code: Code, x: Value) -> Value:
+    # To the nearest, ties to even: the half of the last place less one, plus the last bit, carries where it must.
+    bits = code.b.bitcast(x, WORDS)
+    odd = code.b.and_(code.b.lshr(bits, filled(WORDS, 16)), filled(WORDS, 1))
+    rounded = code.b.add(bits, code.b.add(odd, filled(WORDS, 0x7FFF)))
+    quiet = code.b.or_(bits, filled(WORDS, 0x400000))
+    kept = code.b.select(code.b.fcmp_unordered("uno", x, x), quiet, rounded)
+    return code.b.trunc(code.b.lshr(kept, filled(WORDS, 16)), ir.VectorType(I16, LANES))
+
+
+def row_writer(columns: int, size: int, convert: Callable[[Code, Value], Value]) -> Any:
+    """``out = convert(sums * scales + biases)``, for the sums of a row of a tile.
+
+    The function takes (sums, scales, biases, out, count). Of the columns, in vectors, the first *count* are written;
+    sums, scales and biases exist for all.
+    """
+
+    @routine
+    def write(code: Code, sums: Value, scales: Value, biases: Value, out: Value, count: Value) -> None:
+        for j in range(columns):
+            total, scale, bias = (code.load(code.at(a, VECTOR * j), FLOATS) for a in (sums, scales, biases))
+            value = convert(code, code.fma(total, scale, bias))
+            code.store_first(value, code.at(out, LANES * size * j), code.at(count, -LANES * j))
+
+    return write
+
+
+write_f32, write_f16, write_bf16 = (
+    row_writer(2, size, convert) for size, convert in ((4, _to_f32), (2, _to_f16), (2, _to_bf16))
+)
+
+
+@routine
+def clear(code: Code, address: Value, vectors: Value) -> None:
+    """Fill so many vectors with zeros."""
+    with code.loop(vectors) as vector:
+        code.store(zero(WORDS), code.at(address, code.times(vector, VECTOR)))
+
+
+@routine
+def take_row(code: Code, to: Value, source: Value, count: Value, default: Value) -> None:
+    """The first *count* of 32 float32 from *source*, or the integer *default* 32 times if that is 0."""
+    with code.b.if_else(code.b.icmp_signed("==", source, I64(0))) as (none, some):
+        with none:
+            value = code.splat(code.b.sitofp(default, F32))
+            for j in range(2):
+                code.store(value, code.at(to, VECTOR * j))
+        with some:
+            for j in range(2):
+                left = code.times(code.at(count, -LANES * j), 4)
+                code.store(code.load_first(code.at(source, VECTOR * j), left), code.at(to, VECTOR * j))

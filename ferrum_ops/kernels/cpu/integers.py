@@ -1,0 +1,350 @@
+"""Products of few rows of inputs with integers of 4 and 8 bits that have scales, for processors with AVX-512.
+
+Weights are read as ``IntScheme`` stores them, 64 bytes at a time, in four long streams: see ``microkernels``. Inputs
+are arranged for that once, in records of vectors for each 64 bytes of weights, by ``arrange`` in ``inputs``.
+
+Of 4 bits, the lane of 32 bits number l of 64 bytes holds the numbers 8 l to 8 l + 7, and every way of multiplying them
+below leaves their sum in lane l; of 8 bits and inputs of 8 bits, 4 l to 4 l + 3. So a vector of scales, each repeated
+for the lanes of its group, brings all sums of a block to one scale at once.
+
+========  =====  ======================================================================================
+``int8``  8, 4   ``vpdpbusd``; what was added to the weights to make them unsigned is taken off again
+                 through the record: minus so many times the sum of the lane's inputs, exact
+``bf16``  4      the numbers of a lane are looked up as bfloat16, which holds them exactly: ``vdpbf16ps``
+``f32``   4, 8   looked up, or converted, as float32
+========  =====  ======================================================================================
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+
+from ferrum_ops.kernels.cpu.llvm import (
+    BYTES,
+    F32,
+    FLOATS,
+    I8,
+    I16,
+    I32,
+    I64,
+    LANES,
+    VECTOR,
+    WORDS,
+    Code,
+    Value,
+    filled,
+    lanes,
+    routine,
+    zero,
+)
+from ferrum_ops.kernels.cpu.microkernels import MULTIPLY, transposed
+
+__all__ = ["SCALE_SIZE", "Format", "inner_integers", "pack_integers", "pack_scales"]
+
+
+class Format(NamedTuple):
+    """What a tile is made for.
+
+    Attributes:
+        kind: the numbers that are multiplied: ``int8``, ``bf16`` or ``f32``.
+        bits: of the weights: 4 or 8.
+        zeros: whether groups of weights have a zero of their own; else 8 stands for 0 in 4 bits, and 0 in 8 bits.
+        scales: how scales are stored: ``f32``, ``f16`` or ``bf16``.
+        share: how many groups share 64 bytes of weights; 1 also where groups are larger.
+    """
+
+    kind: str
+    bits: int
+    zeros: bool
+    scales: str
+    share: int
+
+    @property
+    def block(self) -> int:
+        """How many numbers 64 bytes of weights hold."""
+        return VECTOR * 8 // self.bits
+
+    @property
+    def inputs(self) -> int:
+        """How many vectors the inputs of a block are."""
+        return self.block * {"int8": 1, "bf16": 2, "f32": 4}[self.kind] // VECTOR
+
+    @property
+    def record(self) -> int:
+        """How many vectors the record of a block is: inputs, then scales of lanes, then starts or sums of lanes."""
+        return self.inputs + 2
+
+
+_ELEMENTS = {"f32": F32, "f16": ir.HalfType(), "bf16": I16}
+#: the least group that has vectors of its own everywhere
+_GROUP = 32
+#: bytes of a scale
+SCALE_SIZE = {"f32": 4, "f16": 2, "bf16": 2}
+
+
+def _widened(code: Code, raw: Value, scales: str) -> Value:
+    """float32 from bytes of so many scales."""
+    count = raw.type.count // SCALE_SIZE[scales]
+    stored, wide = code.b.bitcast(raw, ir.VectorType(_ELEMENTS[scales], count)), ir.VectorType(F32, count)
+    if scales == "f16":
+        return code.b.fpext(stored, wide)
+    if scales == "bf16":
+        bits = ir.VectorType(I32, count)
+        return code.b.bitcast(code.b.shl(code.b.zext(stored, bits), filled(bits, 16)), wide)
+    return stored
+
+
+def _looked_up(form: Format, code: Code, raw: Value, t: int) -> Value:
+    """What vector number *t* of the inputs of a block is multiplied with."""
+    if form.bits == 8:
+        if form.kind == "int8":
+            return code.b.xor(raw, filled(BYTES, -128))
+        some = code.pick(raw, range(LANES * t, LANES * (t + 1)))
+        return code.b.sitofp(code.b.sext(some, WORDS), FLOATS)
+    if form.kind == "int8":
+        return code.b.and_(code.b.lshr(raw, filled(BYTES, 4)) if t else raw, filled(BYTES, 15))
+    numbers = [number if form.zeros else number - 8 for number in range(16)]
+    if form.kind == "f32":  # the lowest four bits of a lane choose
+        places = code.b.lshr(code.b.bitcast(raw, WORDS), filled(WORDS, 4 * t))
+        table = ir.Constant(FLOATS, [float(number) for number in numbers])
+        return code.call("llvm.x86.avx512.permvar.sf.512", FLOATS, table, code.b.bitcast(places, WORDS))
+    wide = ir.VectorType(I16, 32)  # the lowest five bits choose, of which the fifth says nothing
+    places = code.b.lshr(code.b.bitcast(raw, wide), filled(wide, 4 * t))
+    table = ir.Constant(wide, [_bf16(number) for number in numbers] * 2)
+    return code.call("llvm.x86.avx512.permvar.hi.512", wide, table, places)
+
+
+def _bf16(number: float) -> int:
+    return int.from_bytes(struct.pack(">f", number)[:2], "big", signed=True)
+
+
+class _Block:
+    """The code for 64 bytes of weights and the records of some rows of inputs."""
+
+    def __init__(self, form: Format, code: Code, lines: list[Value]) -> None:
+        self.form, self.code, self.lines = form, code, lines
+        self.sums, self.add = MULTIPLY[form.kind]
+        #: 8 bits become float32 in the order of memory, where a group is some vectors, not lanes of all vectors
+        self.in_order = form.bits == 8 and form.kind == "f32"
+
+    def spread(self, raw: Value) -> list[Value]:
+        """Numbers of groups as vectors: one for the lanes of all groups, or one for each group."""
+        share = self.form.share
+        each = [self.code.pick(raw, [group] * LANES) for group in range(share)]
+        if self.in_order:
+            return each
+        return [self.code.pick(raw, [lane * share // LANES for lane in range(LANES)])]
+
+    def scales(self, address: Value, count: Value | None = None) -> list[Value]:
+        """The scales of a block; so many of them where there are fewer."""
+        size = SCALE_SIZE[self.form.scales] * self.form.share
+        return self.spread(_widened(self.code, self._some(address, size, count, size), self.form.scales))
+
+    def zeros(self, address: Value, count: Value | None = None) -> list[Value]:
+        """The zeros of a block."""
+        if not self.form.zeros:
+            return []
+        raw = self._some(address, self.form.share, count, self.form.share)
+        kind = ir.VectorType(F32, self.form.share)
+        return self.spread(self.code.b.uitofp(self.code.b.zext(raw, ir.VectorType(I32, self.form.share)), kind))
+
+    def _some(self, address: Value, size: int, count: Value | None, whole: int) -> Value:
+        if count is None:
+            return self.code.load(address, ir.VectorType(I8, size))
+        bytes_ = self.code.times(count, whole // self.form.share)
+        return self.code.pick(self.code.load_first(address, bytes_), range(size))
+
+    def add_to(self, totals: list[Value], raw: Value, b: Value, scales: list[Value], zeros: list[Value]) -> None:
+        """Add the products of block number *b*, whose weights are *raw*, to one variable for each row."""
+        form, code = self.form, self.code
+        records = [code.at(line, code.times(b, VECTOR * form.record)) for line in self.lines]
+        begin = zero(self.sums)
+        parts = [begin] * len(records)
+        if form.kind == "int8" and not form.zeros:
+            parts = [code.load(code.at(record, VECTOR * (form.inputs + 1)), WORDS) for record in records]
+        groups = len(scales)
+        for t in range(form.inputs):
+            weights = _looked_up(form, code, raw, t)
+            for i, record in enumerate(records):
+                parts[i] = self.add(code, parts[i], code.load(code.at(record, VECTOR * t), BYTES), weights)
+            if (t + 1) % (form.inputs // groups) == 0:  # the end of a group
+                for i, record in enumerate(records):
+                    self._scaled(totals[i], parts[i], record, scales[t * groups // form.inputs], zeros)
+                    parts[i] = begin
+
+    def _scaled(self, total: Value, part: Value, record: Value, scale: Value, zeros: list[Value]) -> None:
+        code = self.code
+        if self.form.kind == "int8":
+            part = code.b.sitofp(part, FLOATS)
+            scale = code.b.fmul(scale, code.load(code.at(record, VECTOR * self.form.inputs), FLOATS))
+        if zeros:
+            total_of_inputs = code.load(code.at(record, VECTOR * (self.form.inputs + 1)), FLOATS)
+            part = code.fma(code.b.fneg(zeros[0]), total_of_inputs, part)
+        code.b.store(code.fma(part, scale, code.b.load(total)), total)
+
+
+def inner_integers(form: Format, rows: int) -> Any:
+    """The products of so many rows of inputs with four rows of integers with scales.
+
+    The function takes (records of x, their stride, values, stride, scales, stride, zeros, stride, four row numbers,
+    count, blocks of a group, out, stride of out, step of out). *count* numbers are multiplied; ``out`` gets a float32
+    for each pair: rows of inputs lie a stride apart, those of weights a step. Blocks of a group matter only where
+    blocks have one; groups are whole blocks then, but that a row of one group may end inside a block.
+    """
+    size, share = SCALE_SIZE[form.scales], form.share
+
+    @routine
+    def tile(
+        code: Code, x: Value, x_stride: Value, values: Value, value_stride: Value, scales: Value, scale_stride: Value,
+        zeros: Value, zero_stride: Value, n0: Value, n1: Value, n2: Value, n3: Value, count: Value, unit: Value,
+        out: Value, out_stride: Value, out_step: Value,
+    ) -> None:  # fmt: skip
+        of_values, of_scales, of_zeros = (
+            [code.at(address, code.b.mul(stride, n)) for n in (n0, n1, n2, n3)]
+            for address, stride in ((values, value_stride), (scales, scale_stride), (zeros, zero_stride))
+        )
+        block = _Block(form, code, [code.at(x, code.times(x_stride, i)) for i in range(rows)])
+        totals = [[code.variable(zero(FLOATS)) for _ in range(rows)] for _ in of_values]
+
+        def factors(group: Value, left: Value | None = None) -> list[tuple[list[Value], list[Value]]]:
+            return [
+                (block.scales(code.at(s, code.times(group, size)), left), block.zeros(code.at(z, group), left))
+                for s, z in zip(of_scales, of_zeros, strict=True)
+            ]
+
+        def add(b: Value, found: list[tuple[list[Value], list[Value]]], left: Value | None = None) -> None:
+            for line, sums, (scale, offset) in zip(of_values, totals, found, strict=True):
+                place = code.at(line, code.times(b, VECTOR))
+                raw = code.load(place, BYTES) if left is None else code.load_first(place, left)
+                block.add_to(sums, raw, b, scale, offset)
+
+        whole = code.b.udiv(count, I64(form.block))
+        if share > 1:
+            with code.loop(whole) as b:
+                add(b, factors(code.times(b, share)))
+        else:
+            with code.loop(code.b.udiv(whole, unit)) as group:
+                found, first = factors(group), code.b.mul(group, unit)
+                with code.loop(unit) as i:
+                    add(code.at(first, i), found)
+        left = code.b.sub(count, code.times(whole, form.block))
+        with code.when(code.b.icmp_signed(">", left, I64(0))):
+            bytes_ = code.b.udiv(code.at(code.times(left, form.bits), 7), I64(8))
+            groups = code.b.udiv(code.times(left, share), I64(form.block)) if share > 1 else None
+            add(whole, factors(code.times(whole, share) if share > 1 else I64(0), groups), bytes_)
+        for j, sums in enumerate(totals):
+            for i, total in enumerate(sums):
+                place = code.at(out, code.times(out_stride, i), code.times(out_step, j))
+                code.store(code.total(code.b.load(total)), place)
+
+    return tile
+
+
+def pack_integers(form: Format) -> Any:
+    """Write 16 rows of integers so that a vector holds one word of each: see ``packer`` in ``microkernels``.
+
+    The function takes (values, stride, scales, stride, zeros, stride, rows, first number, count, group, target, stride
+    of target). ``int8`` gets integers with 128 added of 8 bits, and 16 of 4 bits after their zero is taken off;
+    ``bf16`` integers less their zero; ``f32`` those times their scale. Groups are multiples of 32.
+    """
+    kind, many = form.kind, form.block // form.inputs  # numbers in a vector
+
+    def numbers(code: Code, raw: Value, zero_of: Value | None, scale: Value) -> Value:
+        if form.bits == 4:
+            halves = [code.b.and_(raw, filled(raw.type, 15)), code.b.lshr(raw, filled(raw.type, 4))]
+            places = [i // 2 + i % 2 * raw.type.count for i in range(many)]
+            raw = code.b.shuffle_vector(*halves, lanes(places))
+            less = filled(raw.type, 8) if zero_of is None else zero_of
+            raw = code.b.sub(raw, less)
+        if kind == "int8":
+            return code.b.add(raw, filled(raw.type, 16 if form.bits == 4 else -128))
+        bits = ir.VectorType(I32, many)
+        wide = code.b.sitofp(code.b.sext(raw, bits), ir.VectorType(F32, many))
+        if kind == "f32":
+            return code.b.fmul(wide, code.splat(scale))
+        high = code.b.lshr(code.b.bitcast(wide, bits), filled(bits, 16))
+        return code.b.trunc(high, ir.VectorType(I16, many))
+
+    @routine
+    def pack(
+        code: Code, values: Value, value_stride: Value, scales: Value, scale_stride: Value, zeros: Value,
+        zero_stride: Value, rows: Value, first: Value, count: Value, group: Value, to: Value, to_stride: Value,
+    ) -> None:  # fmt: skip
+        last = code.b.sub(rows, I64(1))
+        numbered = [code.b.select(code.b.icmp_signed("<", I64(i), rows), I64(i), last) for i in range(LANES)]
+        of_values, of_scales, of_zeros = (
+            [code.at(address, code.b.mul(stride, n)) for n in numbered]
+            for address, stride in ((values, value_stride), (scales, scale_stride), (zeros, zero_stride))
+        )
+
+        def zero_of(address: Value, k: Value, left: Value | None) -> Value:
+            """The zeros of the numbers from *k* on: of one group, or of one for each half."""
+            each = []
+            for half in range(max(many // _GROUP, 1)):
+                ahead: Value = I64(_GROUP * half)
+                if left is not None:  # there may be no second group
+                    end = code.at(left, -1)
+                    ahead = code.b.select(code.b.icmp_signed("<", ahead, end), ahead, end)
+                found = code.load(code.at(address, code.b.udiv(code.at(k, ahead), group)), I8)
+                each.append(code.splat(found, many))
+            if len(each) == 1:
+                return each[0]
+            return code.b.shuffle_vector(each[0], each[1], lanes(i + i // _GROUP * many for i in range(many)))
+
+        def block(k: Value, left: Value | None) -> None:
+            words = []
+            at = code.at(first, k)
+            for value, scale, offset in zip(of_values, of_scales, of_zeros, strict=True):
+                place = code.at(value, code.b.udiv(code.times(at, form.bits), I64(8)))
+                size = many * form.bits // 8
+                if left is None:
+                    raw = code.load(place, ir.VectorType(I8, size))
+                else:
+                    bytes_ = code.b.udiv(code.at(code.times(left, form.bits), 7), I64(8))
+                    raw = code.pick(code.load_first(place, bytes_), range(size))
+                factor = None
+                if kind == "f32":
+                    width = SCALE_SIZE[form.scales]
+                    found = code.load(
+                        code.at(scale, code.times(code.b.udiv(at, group), width)), ir.VectorType(I8, width)
+                    )
+                    factor = code.b.extract_element(_widened(code, found, form.scales), I32(0))
+                vector = numbers(code, raw, zero_of(offset, at, left) if form.zeros else None, factor)
+                words.append(code.b.bitcast(vector, WORDS))
+            line = code.b.udiv(k, I64(many // LANES))
+            code.store_rows(transposed(code, words), code.at(to, code.b.mul(to_stride, line)), to_stride)
+
+        whole = code.b.udiv(count, I64(many))
+        with code.loop(whole) as vector:
+            block(code.times(vector, many), None)
+        left = code.b.sub(count, code.times(whole, many))
+        with code.when(code.b.icmp_signed(">", left, I64(0))):
+            block(code.times(whole, many), left)
+
+    return pack
+
+
+def pack_scales(scales: str) -> Any:
+    """Write the scales of 16 rows as vectors, one for each piece of a row.
+
+    The function takes (scales, stride, rows, first number, numbers of a piece, pieces, group, target, its stride).
+    """
+    width = SCALE_SIZE[scales]
+
+    @routine
+    def pack(
+        code: Code, address: Value, stride: Value, rows: Value, first: Value, piece: Value, pieces: Value,
+        group: Value, to: Value, to_stride: Value,
+    ) -> None:  # fmt: skip
+        last = code.b.sub(rows, I64(1))
+        with code.loop(pieces) as p:
+            at = code.times(code.b.udiv(code.at(first, code.b.mul(p, piece)), group), width)
+            for i in range(LANES):
+                row = code.b.select(code.b.icmp_signed("<", I64(i), rows), I64(i), last)
+                raw = code.load(code.at(address, code.b.mul(stride, row), at), ir.VectorType(I8, width))
+                code.store(_widened(code, raw, scales), code.at(to, code.b.mul(to_stride, p), 4 * i))
+
+    return pack
