@@ -249,9 +249,9 @@ def qk_norm_rope(
     Examples:
         >>> import ferrum_array as fa
         >>> from ferrum_ops import qk_norm_rope
-        >>> q, k = fa.asarray([[[3.0, 3.0]]]), fa.asarray([[[0.0, -5.0]]])
+        >>> q, k = fa.asarray([[[3.0, 3.0]]]), fa.asarray([[[5.0, -5.0]]])
         >>> qk_norm_rope(q, k, None, fa.asarray([0.5, 1.0]), fa.asarray([[0.0]]), fa.asarray([[1.0]]), eps=0.0)
-        (Tensor([[[-1.,  1.]]]), Tensor([[[1.4142135, 0.       ]]]))
+        (Tensor([[[-1.,  1.]]]), Tensor([[[1. , 0.5]]]))
     """
     turning = _check_rope("qk_norm_rope", "q", q, cos, sin, rotary_dim)
     _check_rope("qk_norm_rope", "k", k, cos, sin, rotary_dim)
