@@ -9,6 +9,7 @@ from __future__ import annotations
 from ferrum_ops.activation import ActivationKind, activation, gated_activation, sigmoid_gate, softcap
 from ferrum_ops.attention import attention
 from ferrum_ops.collectives import Group, ReduceOp, ThreadGroup, all_gather, all_reduce, run_ranks
+from ferrum_ops.conv import Padding, conv
 from ferrum_ops.cores import set_threads, threads
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
@@ -50,6 +51,7 @@ __all__ = [
     "LinearScaling",
     "Llama3Scaling",
     "LongRopeScaling",
+    "Padding",
     "ProportionalScaling",
     "QuantTensor",
     "ReduceOp",
@@ -65,6 +67,7 @@ __all__ = [
     "all_reduce",
     "attention",
     "causal_conv1d",
+    "conv",
     "dequantize",
     "embedding",
     "explain",
