@@ -70,6 +70,7 @@ def test_a_wrong_case_is_found_and_named() -> None:
 def test_of_fast_paths_only_covered_cases_count() -> None:
     def every_other(draw: Draw) -> Results:
         draw.ran.append("cpu.softcap" if draw.flag() else "reference")
+        draw.choice = True
         x, exact = draw.noise(50)
         yield x, exact
 

@@ -33,20 +33,20 @@ KINDS = get_args(ActivationKind)
 
 def rows(draw: Draw) -> tuple[int, ...]:
     """The axes before the last."""
-    return draw.one_of((), (draw.between(1, 100),), (draw.between(1, 8), draw.between(1, 30)))
+    return draw.one_of((), (draw.between(1, 30),), (draw.between(1, 4), draw.between(1, 12)))
 
 
 @case("activation")
 def _activation(draw: Draw) -> Results:
     kind = draw.one_of(*KINDS)
-    x, exact = draw.tensor(draw.values(*rows(draw), draw.between(16, 2048)) * draw.one_of(0.01, 1.0, 8.0))
+    x, exact = draw.tensor(draw.values(*rows(draw), draw.between(16, 1024)) * draw.one_of(0.01, 1.0, 8.0))
     yield draw.call(activation, x, kind), EXACT[kind](exact)
 
 
 @case("gated_activation")
 def _gated_activation(draw: Draw) -> Results:
     kind = draw.one_of(*KINDS)
-    shape = (*rows(draw), draw.between(16, 2048))
+    shape = (*rows(draw), draw.between(16, 1024))
     gate, gate64 = draw.tensor(draw.values(*shape) * draw.one_of(0.1, 1.0, 8.0))
     up, up64 = draw.noise(*shape)
     limit = draw.one_of(None, None, 7.0, 0.5)
@@ -58,7 +58,7 @@ def _gated_activation(draw: Draw) -> Results:
 
 @case("sigmoid_gate")
 def _sigmoid_gate(draw: Draw) -> Results:
-    shape = (*rows(draw), draw.between(16, 2048))
+    shape = (*rows(draw), draw.between(16, 1024))
     x, x64 = draw.noise(*shape)
     gate, gate64 = draw.noise(*shape[:-1], draw.one_of(shape[-1], 1))
     residual, r64 = draw.noise(*shape) if draw.flag() else (None, np.zeros(()))
@@ -68,7 +68,7 @@ def _sigmoid_gate(draw: Draw) -> Results:
 @case("softcap")
 def _softcap(draw: Draw) -> Results:
     cap = draw.one_of(0.5, 30.0, 50.0)
-    x, x64 = draw.tensor(draw.values(*rows(draw), draw.between(16, 2048)) * draw.one_of(0.1, 10.0, 100.0))
+    x, x64 = draw.tensor(draw.values(*rows(draw), draw.between(16, 1024)) * draw.one_of(0.1, 10.0, 100.0))
     yield draw.call(softcap, x, cap), cap * np.tanh(x64 / cap)
 
 
@@ -83,7 +83,7 @@ def residual_of(draw: Draw, x64: Array) -> tuple[dict[str, Any], Array]:
 
 @case("rms_norm")
 def _rms_norm(draw: Draw) -> Results:
-    shape = (*rows(draw), draw.between(16, 2048))
+    shape = (*rows(draw), draw.between(16, 1024))
     x, x64 = draw.tensor(draw.values(*shape) * draw.one_of(0.1, 1.0, 30.0))
     w, w64 = draw.noise(shape[-1], dtype=draw.one_of(draw.dtype, draw.wide)) if draw.flag() else (None, None)
     gate, gate64 = draw.noise(*shape) if draw.flag() else (None, None)
@@ -98,7 +98,7 @@ def _rms_norm(draw: Draw) -> Results:
 
 @case("layer_norm")
 def _layer_norm(draw: Draw) -> Results:
-    shape = (*rows(draw), draw.between(16, 2048))
+    shape = (*rows(draw), draw.between(16, 1024))
     x, x64 = draw.tensor(draw.values(*shape) + draw.one_of(0.0, 1.0))
     w, w64 = draw.noise(shape[-1]) if draw.flag() else (None, None)
     b, b64 = draw.noise(shape[-1]) if draw.flag() else (None, None)
@@ -113,7 +113,7 @@ def _layer_norm(draw: Draw) -> Results:
 
 @case("l2_norm")
 def _l2_norm(draw: Draw) -> Results:
-    x, x64 = draw.noise(*rows(draw), draw.between(16, 2048))
+    x, x64 = draw.noise(*rows(draw), draw.between(16, 1024))
     eps = draw.one_of(1e-12, 1e-6)
     yield draw.call(l2_norm, x, eps=eps), x64 / np.sqrt((x64 * x64).sum(-1, keepdims=True) + eps)
 
@@ -136,7 +136,7 @@ def turns(draw: Draw, tokens: int, dim: int) -> tuple[fa.Tensor, fa.Tensor, Arra
 
 @case("rope")
 def _rope(draw: Draw) -> Results:
-    tokens, dim = draw.between(1, 100), 2 * draw.between(4, 64)
+    tokens, dim = draw.between(1, 40), 2 * draw.between(4, 64)
     x, x64 = draw.noise(*draw.one_of((), (3,)), tokens, draw.between(1, 8), dim + draw.one_of(0, 0, 6))
     interleaved = draw.flag()
     cos, sin, cos64, sin64 = turns(draw, tokens, dim)
@@ -146,7 +146,7 @@ def _rope(draw: Draw) -> Results:
 
 @case("qk_norm_rope")
 def _qk_norm_rope(draw: Draw) -> Results:
-    tokens, dim, heads = draw.between(1, 60), 2 * draw.between(4, 64), draw.between(1, 4)
+    tokens, dim, heads = draw.between(1, 30), 2 * draw.between(4, 64), draw.between(1, 4)
     q, q64 = draw.noise(tokens, heads * draw.one_of(1, 2, 4), dim)
     k, k64 = draw.noise(tokens, heads, dim)
     (wq, wq64), (wk, wk64) = (draw.noise(dim) for _ in range(2))
