@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from ferrum_models.bert import BertConfig, BertModel
+from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
 from ferrum_models.encoder import SentenceEncoder, load_encoder
-from ferrum_models.loading import load
+from ferrum_models.loading import load, random_model
 from ferrum_models.tokenizing import Tokenizer
 
-__all__ = ["BertConfig", "BertModel", "CausalLM", "SentenceEncoder", "Tokenizer", "load", "load_encoder"]
+__all__ = [
+    "BertConfig",
+    "BertModel",
+    "CausalLM",
+    "ModelCache",
+    "SentenceEncoder",
+    "Tokenizer",
+    "load",
+    "load_encoder",
+    "random_model",
+]

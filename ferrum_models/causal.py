@@ -7,7 +7,19 @@ from dataclasses import dataclass
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
-from ferrum_models.layers import DecoderLayer, Embedding, Linear, Module, RMSNorm, Rotary, Step, layer
+from ferrum_models.cache import ModelCache, Pass
+from ferrum_models.layers import (
+    CacheKind,
+    DecoderLayer,
+    Embedding,
+    Linear,
+    Module,
+    RMSNorm,
+    Room,
+    Rotary,
+    Step,
+    layer,
+)
 from ferrum_ops import ActivationKind, SequenceMeta, softcap
 
 __all__ = ["ACTIVATIONS", "CausalLM", "Decoder", "DecoderConfig"]
@@ -96,14 +108,17 @@ class CausalLM(Module):
     lm_head: Linear | None = None
     logits_softcap: float | None = None
 
-    def __call__(self, ids: Tensor, *, lengths: Sequence[int] | None = None) -> Tensor:
-        """The logits [B, T, V] of token *ids* [B, T], in float32.
+    def __call__(self, ids: Tensor, *, lengths: Sequence[int] | None = None, cache: ModelCache | None = None) -> Tensor:
+        """The logits [B, T, V] of token *ids* [B, T], in float32 (float64 for float64).
 
-        *lengths* says how many tokens of each row count, from its beginning; the logits of the others are 0.
+        Args:
+            ids: a sequence in each row; with a cache, what follows the tokens that it holds.
+            lengths: how many tokens of each row count, from its beginning; the logits of the others are 0.
+            cache: of B sequences; it then holds these tokens too.
 
         Raises:
-            TypeError: if *ids* are not integers. ValueError: for other shapes, no token, or rows longer than the
-            model's positions. IndexError: for ids outside the vocabulary.
+            TypeError: if *ids* are not integers. ValueError: for other shapes, and sequences longer than the model's
+            positions or the cache. IndexError: for ids outside the vocabulary.
         """
         if ids.ndim != 2:
             raise ValueError(f"ids must be [batch, tokens], got shape {ids.shape}; for one text write ids[None]")
@@ -111,26 +126,74 @@ class CausalLM(Module):
         given = (width,) * batch if lengths is None else tuple(lengths)
         if len(given) != batch or any(not 0 <= n <= width for n in given):
             raise ValueError(f"lengths must be {batch} numbers from 0 to {width}, got {given}")
-        meta = SequenceMeta.packed(given)
         whole = all(n == width for n in given)
         flat = ids.reshape(batch * width) if whole else fa.concat([row[:n] for row, n in zip(ids, given, strict=True)])
-        logits = self.logits(self.forward(flat, meta))
+        logits = self.logits(self.forward(flat, given, cache))
         if whole:
             return logits.reshape(batch, width, logits.shape[-1])
         padded = fa.zeros((batch, width, logits.shape[-1]), dtype=logits.dtype, device=logits.device)
-        for row, (start, n) in enumerate(zip(meta.cu_seqlens, given, strict=False)):
+        for row, (start, n) in enumerate(zip(SequenceMeta.packed(given).cu_seqlens, given, strict=False)):
             padded[row, :n] = logits[start : start + n]
         return padded
 
-    def forward(self, ids: Tensor, meta: SequenceMeta) -> Tensor:
-        """The last layer's vectors [T, hidden], normalised, of packed token *ids* [T]."""
-        config = self.config
+    def forward(self, ids: Tensor, lengths: Sequence[int], cache: ModelCache | None = None) -> Tensor:
+        """The last layer's vectors [T, hidden], normalised, of token *ids* [T], *lengths* of each sequence.
+
+        Raises:
+            ValueError: for sequences longer than the model's positions or the cache. IndexError: for ids outside the
+            vocabulary. The cache is then as before.
+        """
+        made = Pass(SequenceMeta.packed(lengths), None) if cache is None else cache.plan(lengths)
+        config, meta = self.config, made.meta
         longest = max(meta.key_lengths, default=0)
         if longest > config.max_position_embeddings:
             raise ValueError(f"a sequence has {longest} tokens, but positions end at {config.max_position_embeddings}")
         positions = meta.token_positions
         tables = {kind: rotary.tables(positions, ids.device, max(longest, 1)) for kind, rotary in config.rotary.items()}
-        return self.model(ids, Step(meta, tables))
+        step = Step(meta, tables, () if cache is None else cache.layers, made.blocks)
+        x = self.model(ids, step)
+        if cache is not None:
+            cache.commit(made, step.states)
+        return x
+
+    def make_cache(
+        self,
+        sequences: int = 1,
+        capacity: int | None = None,
+        *,
+        kind: CacheKind = "contiguous",
+        dtype: Dtype | str | None = None,
+        block_size: int = 16,
+        blocks: int | None = None,
+        chunk: int = 512,
+    ) -> ModelCache:
+        """An empty cache for so many *sequences* of *capacity* tokens at most.
+
+        Args:
+            sequences: how many are computed together.
+            capacity: the longest; all positions of the model if absent.
+            kind: ``contiguous`` sets the memory aside at once, ``paged`` gives out blocks as sequences grow. Layers
+                with a window keep rings in both.
+            dtype: of keys and values; that of the model, or ``int8``.
+            block_size: tokens of a block.
+            blocks: how many blocks; enough for all sequences at full length if absent.
+            chunk: the most tokens of one sequence in one pass.
+
+        Raises:
+            ValueError: for numbers below 1, or more capacity than the model has positions.
+        """
+        limit = self.config.max_position_embeddings
+        capacity = limit if capacity is None else capacity
+        for what, n in (("sequences", sequences), ("capacity", capacity), ("block_size", block_size), ("chunk", chunk)):
+            if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+                raise ValueError(f"make_cache: {what} must be a positive integer, got {n!r}")
+        if capacity > limit:
+            raise ValueError(f"make_cache: capacity is {capacity}, but the model's positions end at {limit}")
+        if blocks is None:
+            blocks = sequences * -(-capacity // block_size)
+        wanted = self.dtype if dtype is None else Dtype(dtype)
+        room = Room(sequences, capacity, self.device, wanted, kind, block_size, blocks, min(chunk, capacity))
+        return ModelCache(room, [one.self_attn.new_cache(room) for one in self.model.layers])
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits [..., V], in float32, of vectors x [..., hidden]."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype
@@ -11,9 +13,9 @@ from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
 from ferrum_models.families import family
 from ferrum_models.tokenizing import Tokenizer
-from ferrum_models.weights import Weights
+from ferrum_models.weights import RandomWeights, Weights
 
-__all__ = ["load"]
+__all__ = ["load", "random_model"]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 #: files that run code when they are read
@@ -70,6 +72,39 @@ def load(
             f"but config.json says vocab_size {config.vocab_size}"
         )
     return model, tokenizer
+
+
+def random_model(
+    config: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    device: Device | str | None = None,
+    dtype: Dtype | str | None = None,
+) -> CausalLM:
+    """A language model of this *config* with random weights: to try things out, to test, and to measure time.
+
+    Args:
+        config: the entries of a ``config.json``.
+        seed: the same seed gives the same weights on every device.
+        device: where the model shall lie; the default device if absent.
+        dtype: of the weights; float32 if absent.
+
+    Raises:
+        ValueError: for a config that is not implemented, or lacks an entry.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_models import random_model
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+        >>> model = random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2})
+        >>> model(fa.asarray([[1, 2, 3]])).shape
+        (1, 3, 9)
+    """
+    settings = Settings(config)
+    found = family(settings)
+    where = fa.get_default_device() if device is None else Device(device)
+    weights = RandomWeights(seed, device=where, dtype=None if dtype is None else Dtype(dtype))
+    return found.load(weights, found.config(settings))
 
 
 def _file(folder: Path, name: str) -> Path:

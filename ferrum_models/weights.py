@@ -10,7 +10,7 @@ import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
 from ferrum_ops import QuantTensor
 
-__all__ = ["LinearFormat", "Weights"]
+__all__ = ["LinearFormat", "RandomWeights", "Weights"]
 
 _ENOUGH = 1000
 
@@ -177,3 +177,36 @@ class Weights:
             problems += [f"{name} is not known" for name in rest]
         if problems:
             raise ValueError(f"{shared.source} does not fit its config: {'; '.join(problems)}")
+
+
+class RandomWeights(Weights):
+    """Weights that nobody has learnt: every tensor that is asked for is there, normal numbers of a small deviation.
+
+    Norms are near 1 and biases near 0, so that models of any depth compute ordinary numbers. The same seed gives the
+    same weights on every device.
+    """
+
+    def __init__(self, seed: int, *, device: Device | None = None, dtype: Dtype | None = None) -> None:
+        super().__init__({}, "random weights", device=device, dtype=dtype)
+        self._random = fa.random.default_rng(seed)
+
+    def __contains__(self, name: str) -> bool:
+        return True
+
+    def at(self, *names: str | int) -> Weights:
+        """The part whose names begin with *names*, joined by dots."""
+        part = RandomWeights.__new__(RandomWeights)
+        part._shared = self._shared
+        part._prefix = self._prefix + "".join(f"{name}." for name in names)
+        part._random = self._random
+        return part
+
+    def raw(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor | None:
+        """Random numbers of this *shape*, in float32."""
+        if shape is None:
+            raise ValueError(f"random weights: {self._prefix}{name} is asked for without a shape")
+        norm = len(shape) == 1 and name == "weight"
+        deviation = 0.1 if len(shape) == 1 else shape[-1] ** -0.5
+        device = fa.get_default_device() if self._shared.device is None else self._shared.device
+        mean = 1.0 if norm else 0.0
+        return self._random.normal(shape, mean=mean, std=deviation, dtype=fa.float32, device=device)

@@ -8,10 +8,11 @@ from ferrum_models.layers.decoder import DecoderLayer, FeedForward, Mixer
 from ferrum_models.layers.mlp import MLP, Experts, MoE, Router, SharedExpert
 from ferrum_models.layers.module import Module, Parameter, layer
 from ferrum_models.layers.rotary import Rotary
-from ferrum_models.layers.step import Step
+from ferrum_models.layers.step import CacheKind, Room, Step
 
 __all__ = [
     "Attention",
+    "CacheKind",
     "DecoderLayer",
     "Embedding",
     "Experts",
@@ -24,6 +25,7 @@ __all__ = [
     "Module",
     "Parameter",
     "RMSNorm",
+    "Room",
     "Rotary",
     "Router",
     "SharedExpert",

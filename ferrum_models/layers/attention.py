@@ -7,9 +7,9 @@ from dataclasses import field
 from ferrum_array import Tensor
 from ferrum_models.layers.basic import Linear, RMSNorm
 from ferrum_models.layers.module import Module, layer
-from ferrum_models.layers.step import Step
+from ferrum_models.layers.step import Room, Step
 from ferrum_models.weights import Weights
-from ferrum_ops import qk_norm_rope, rope, sigmoid_gate
+from ferrum_ops import KVCache, qk_norm_rope, rope, sigmoid_gate
 
 __all__ = ["Attention"]
 
@@ -113,6 +113,10 @@ class Attention(Module):
         if gate is not None:
             seen = sigmoid_gate(seen, gate)
         return self.o_proj(seen.reshape(tokens, self.heads * self.head_dim))
+
+    def new_cache(self, room: Room) -> KVCache:
+        """Memory for the keys and values of this layer."""
+        return room.keys(self.kv_heads, self.head_dim, self.head_dim, self.window)
 
     def _turned(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """Queries and keys, normalised where there are norms, turned by their positions."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from ferrum_array import Tensor
 from ferrum_models.layers.basic import RMSNorm
 from ferrum_models.layers.module import Module, layer
-from ferrum_models.layers.step import Step
+from ferrum_models.layers.step import Room, Step
 
 __all__ = ["DecoderLayer", "FeedForward", "Mixer"]
 
@@ -17,6 +17,9 @@ class Mixer(Protocol):
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """Packed tokens x [T, hidden] to [T, hidden]."""
+
+    def new_cache(self, room: Room) -> Any:
+        """What the layer keeps from one pass to the next."""
 
 
 class FeedForward(Protocol):

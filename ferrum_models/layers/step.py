@@ -1,30 +1,101 @@
-"""What one pass through a decoder knows beside its tokens' vectors."""
+"""What one pass through a decoder knows beside its tokens' vectors, and where layers keep what later passes need."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
-from ferrum_array import Tensor
-from ferrum_ops import SequenceMeta, attention
+from ferrum_array import Device, Dtype, Tensor
+from ferrum_ops import KVCache, KVSpec, SequenceMeta, attention, kv_append, mla_attention, paged_attention
 
-__all__ = ["Step"]
+__all__ = ["CacheKind", "Room", "Step"]
+
+CacheKind = Literal["contiguous", "paged"]
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a cache shall have room for; each layer makes its own part of it.
+
+    Attributes:
+        sequences: how many.
+        capacity: the longest, in tokens.
+        device: where.
+        dtype: of keys and values, floating or int8.
+        kind: ``contiguous``: memory for the longest from the start; layers with a window keep rings. ``paged``: blocks,
+            given to sequences as they grow.
+        block_size: tokens of a block, where they are paged.
+        blocks: how many blocks, where they are paged.
+        chunk: the most tokens of one sequence in a pass; rings are longer by it.
+    """
+
+    sequences: int
+    capacity: int
+    device: Device
+    dtype: Dtype
+    kind: CacheKind
+    block_size: int
+    blocks: int
+    chunk: int
+
+    def keys(self, heads: int, head_dim: int, value_dim: int, window: int | None = None) -> KVCache:
+        """Memory for keys and values of one layer."""
+        if window is not None and window + self.chunk < self.capacity:
+            spec = KVSpec(heads, head_dim, self.sequences, window + self.chunk, "ring", self.dtype, value_dim)
+        elif self.kind == "paged":
+            spec = KVSpec(heads, head_dim, self.blocks, self.block_size, "paged", self.dtype, value_dim)
+        else:
+            spec = KVSpec(heads, head_dim, self.sequences, self.capacity, "contiguous", self.dtype, value_dim)
+        return KVCache.empty(spec, self.device)
 
 
 @dataclass(frozen=True)
 class Step:
-    """One pass: which tokens belong to which sequence, how heads turn, and where keys and values are kept.
+    """One pass: which tokens belong to which sequence, how heads turn, and what earlier passes left.
 
     Attributes:
-        meta: the packed sequences.
+        meta: the packed sequences; with a cache, ``kv_lens`` counts what it holds too.
         tables: cosines and sines, [T, dim / 2], by the name under which attention layers ask for them.
+        kept: for each layer what it made of a :class:`Room`, or nothing without a cache.
+        blocks: the block tables of the sequences, where keys and values are paged.
+        states: what recurrent layers leave for the next pass, by the layer's number; taken over when the pass is done.
     """
 
     meta: SequenceMeta
     tables: Mapping[str, tuple[Tensor, Tensor]]
+    kept: tuple[Any, ...] = ()
+    blocks: tuple[tuple[int, ...], ...] | None = None
+    states: dict[int, Any] = field(default_factory=dict)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, number: int, **options: Any) -> Tensor:
         """Causal attention of layer *number*: q [T, H, D], k and v [T, Hkv, *] to [T, H, Dv]."""
-        result: Tensor = attention(q, k, v, causal=True, meta=self.meta, **options)
+        result: Tensor
+        if not self.kept:
+            result = attention(q, k, v, causal=True, meta=self.meta, **options)
+            return result
+        cache = self.kept[number]
+        meta = self.meta_of(cache)
+        kv_append(cache, k, v, meta)
+        result = paged_attention(q, cache, meta, causal=True, **options)
         return result
+
+    def attend_latent(
+        self, q: Tensor, w: Tensor, latent: Tensor, k_rope: Tensor, number: int, **options: Any
+    ) -> Tensor:
+        """Causal latent attention of layer *number*; shapes as in ``mla_attention``."""
+        if not self.kept:
+            result = mla_attention(q, w, latent, k_rope, meta=self.meta, **options)
+        else:
+            cache = self.kept[number]
+            meta = self.meta_of(cache)
+            kv_append(cache, latent[:, None], k_rope[:, None], meta)
+            result = mla_attention(q, w, cache=cache, meta=meta, **options)
+        assert isinstance(result, Tensor)
+        return result
+
+    def meta_of(self, cache: KVCache) -> SequenceMeta:
+        """The packed sequences as this memory sees them."""
+        if cache.spec.layout != "paged" or self.blocks is None:
+            return self.meta
+        return SequenceMeta(self.meta.cu_seqlens, kv_lens=self.meta.key_lengths, block_tables=self.blocks)

@@ -53,3 +53,27 @@ def test_logits(pair: tuple[Path, Any], device: fa.Device) -> None:
     ids = np.random.default_rng(0).integers(0, 61, (2, 23))
     model = parity.ours(folder, device)
     assert parity.distance(model(fa.asarray(ids, device=device)), parity.logits_of(peer, ids)) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+def test_caches_chunks_and_unequal_lengths(pair: tuple[Path, Any], device: fa.Device, kind: Any) -> None:
+    """Prompts in pieces, then single tokens, for sequences of different lengths: as transformers in one go."""
+    folder, peer = pair
+    model = parity.ours(folder, device)
+    ids = np.random.default_rng(1).integers(0, 61, (3, 17))
+    lengths = [17, 9, 13]
+    expected = parity.logits_of(peer, ids)
+    cache = model.make_cache(3, 20, kind=kind, chunk=4, block_size=3)
+    done, found = [0, 0, 0], np.zeros_like(expected)
+    while done != lengths:
+        tokens = [min(4 if max(done) < 8 else 1, n - d) for n, d in zip(lengths, done, strict=True)]
+        width = max(tokens)
+        rows = np.stack([np.pad(row[d : d + n], (0, width - n)) for row, d, n in zip(ids, done, tokens, strict=True)])
+        logits = model(fa.asarray(rows, device=device), lengths=tokens, cache=cache).numpy()
+        for row, (d, n) in enumerate(zip(done, tokens, strict=True)):
+            found[row, d : d + n] = logits[row, :n]
+        done = [d + n for d, n in zip(done, tokens, strict=True)]
+        assert cache.lengths == done
+    for row, n in enumerate(lengths):
+        error = np.max(np.abs(found[row, :n] - expected[row, :n])) / np.max(np.abs(expected))
+        assert error < 1e-4, f"sequence {row}: {error}"

@@ -1,0 +1,116 @@
+"""What a model remembers of the sequences that it has read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ferrum_models.layers.step import Room
+from ferrum_ops import KVCache, SequenceMeta
+
+__all__ = ["ModelCache", "Pass"]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The plan of one pass: tokens of each sequence, and the blocks that they have then."""
+
+    meta: SequenceMeta
+    blocks: tuple[tuple[int, ...], ...] | None
+
+
+class ModelCache:
+    """Keys, values and states of some sequences: made by ``CausalLM.make_cache``, filled by the passes.
+
+    Attributes:
+        room: what it has room for.
+        layers: what each layer keeps.
+        lengths: how many tokens of each sequence it holds.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_models import random_model
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+        >>> model = random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2})
+        >>> cache = model.make_cache(1, 8)
+        >>> _ = model(fa.asarray([[1, 2, 3]]), cache=cache)
+        >>> cache
+        ModelCache(3 of 8 tokens, contiguous, float32)
+    """
+
+    def __init__(self, room: Room, layers: Sequence[Any]) -> None:
+        self.room = room
+        self.layers = tuple(layers)
+        self.lengths = [0] * room.sequences
+        self._paged = room.kind == "paged"
+        self._blocks: list[list[int]] = [[] for _ in range(room.sequences)]
+        self._free = list(range(room.blocks - 1, -1, -1))
+
+    def plan(self, tokens: Sequence[int]) -> Pass:
+        """The pass that adds so many *tokens* to each sequence; blocks that it needs are set aside for it.
+
+        Raises:
+            ValueError: for another number of sequences, a sequence that would be too long, or no free block.
+        """
+        room = self.room
+        if len(tokens) != room.sequences:
+            raise ValueError(f"the cache holds {room.sequences} sequences, got tokens for {len(tokens)}")
+        after = [n + m for n, m in zip(self.lengths, tokens, strict=True)]
+        if max(after, default=0) > room.capacity:
+            raise ValueError(
+                f"a sequence would have {max(after)} tokens, but the cache has room for {room.capacity}; make it larger"
+            )
+        blocks: tuple[tuple[int, ...], ...] | None = None
+        if self._paged:
+            needed = [-(-n // room.block_size) - len(own) for n, own in zip(after, self._blocks, strict=True)]
+            if sum(max(0, n) for n in needed) > len(self._free):
+                raise ValueError(
+                    f"{sum(needed)} more blocks of {room.block_size} tokens are needed, but {len(self._free)} of "
+                    f"{room.blocks} are free; end a sequence, or make the cache larger"
+                )
+            for own, count in zip(self._blocks, needed, strict=True):
+                own += [self._free.pop() for _ in range(count)]
+            blocks = tuple(map(tuple, self._blocks))
+        starts = SequenceMeta.packed(tokens).cu_seqlens
+        return Pass(SequenceMeta(starts, kv_lens=tuple(after)), blocks)
+
+    def commit(self, made: Pass, states: dict[int, Any]) -> None:
+        """The pass is done: its tokens and the states that it left count from now on."""
+        self.lengths = list(made.meta.key_lengths)
+        for number, state in states.items():
+            self.layers = (*self.layers[:number], state, *self.layers[number + 1 :])
+
+    def truncate(self, lengths: Sequence[int]) -> None:
+        """Forget the tokens of each sequence beyond these *lengths*.
+
+        Raises:
+            ValueError: for lengths that are greater than what is held, or where a layer cannot go back: a recurrent
+            one, or one with a ring that has overwritten what it would need.
+        """
+        if len(lengths) != len(self.lengths) or any(
+            not 0 <= n <= m for n, m in zip(lengths, self.lengths, strict=False)
+        ):
+            raise ValueError(f"lengths must be from 0 to those that are held, {self.lengths}, got {list(lengths)}")
+        back = max((m - n for n, m in zip(lengths, self.lengths, strict=True)), default=0)
+        if back == 0:
+            return
+        for kept in self.layers:
+            if not isinstance(kept, KVCache):
+                raise ValueError("a recurrent layer cannot forget its last tokens; begin with a new cache")
+            if kept.spec.layout == "ring" and max(self.lengths) > kept.spec.block_size and back > self.room.chunk:
+                raise ValueError(f"a ring can forget its last {self.room.chunk} tokens at most, not {back}")
+        self.lengths = list(lengths)
+        for own, n in zip(self._blocks, lengths, strict=True):
+            spare = own[-(-n // self.room.block_size) :]
+            del own[len(own) - len(spare) :]
+            self._free += spare
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of keys and values."""
+        return sum(kept.spec.nbytes for kept in self.layers if isinstance(kept, KVCache))
+
+    def __repr__(self) -> str:
+        held = ", ".join(map(str, self.lengths))
+        return f"ModelCache({held} of {self.room.capacity} tokens, {self.room.kind}, {self.room.dtype})"
