@@ -29,7 +29,8 @@ def linear(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None = None, *, dt
 
     *w* may be quantised, in any scheme and with any dtype of its own: its numbers are used as
     ``dequantize`` gives them in float32, a block of rows at a time, so that memory stays bounded.
-    Implementations that round *x* to integers say so; the reference does not.
+    *x* is rounded to integers where the scheme says so (``activations`` of ``IntScheme``), and only
+    then, whatever runs.
 
     Raises:
         TypeError: if *x* and a dense *w* differ in dtype, or anything is not real floating-point.
@@ -77,7 +78,7 @@ def _linear(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype)
         else:
             y = _rounded(rows.astype(wide, copy=False) @ w.astype(wide, copy=False).T, bias, out)
     else:
-        rows = rows.astype(wide, copy=False)
+        rows = w.scheme.inputs(rows.astype(wide, copy=False))
         blocks = list(w.row_blocks())
         parts = [
             _rounded(rows @ dequantize(w[block], wide).T, None if bias is None else bias[block], out)

@@ -27,7 +27,10 @@ def _number(text: str | None) -> int | None:
 
 
 def _int(m: Found) -> Scheme:
-    return IntScheme(int(m["bits"] or 0), _number(m["group"]), m["asym"] is None, _SCALES[m["scale"] or ""])
+    activations = None if m["inputs"] is None else 8
+    return IntScheme(
+        int(m["bits"] or 0), _number(m["group"]), m["asym"] is None, _SCALES[m["scale"] or ""], activations
+    )
 
 
 def _gptq(m: Found) -> Scheme:
@@ -51,7 +54,11 @@ _GROUP, _SCALE = r"(-g(?P<group>\d+))", r"(?P<scale>-b?f16)?"
 
 #: Names of a family, the pattern of all, and what makes the scheme.
 _FAMILIES: tuple[tuple[str, str, Callable[[Found], Scheme]], ...] = (
-    ("int8, int4-g32, int4-g128-asym, int4-g64-f16", rf"int(?P<bits>\d){_GROUP}?(?P<asym>-asym)?{_SCALE}", _int),
+    (
+        "int8, int8-a8, int4-g32, int4-g128-asym, int4-g64-f16",
+        rf"int(?P<bits>\d){_GROUP}?(?P<asym>-asym)?(?P<inputs>-a8)?{_SCALE}",
+        _int,
+    ),
     ("gptq4-g128, gptq4-g32-v2-order", rf"gptq(?P<bits>\d){_GROUP}?(?P<version>-v2)?(?P<order>-order)?", _gptq),
     ("awq4-g128", rf"awq4{_GROUP}?", lambda m: AwqScheme(_number(m["group"]))),
     (
@@ -68,7 +75,8 @@ _FAMILIES: tuple[tuple[str, str, Callable[[Found], Scheme]], ...] = (
 def scheme(name: str) -> Scheme:
     """The scheme of this *name*, as ``Scheme.name`` gives it.
 
-    * ``int8``, ``int4-g32``, ``int4-g128-asym``, ``int4-g64-f16``: :class:`~ferrum_ops.quant.integer.IntScheme`.
+    * ``int8``, ``int8-a8``, ``int4-g32``, ``int4-g128-asym``, ``int4-g64-f16``:
+      :class:`~ferrum_ops.quant.integer.IntScheme`.
     * ``gptq4-g128``, ``gptq4-g32-v2-order``: :class:`~ferrum_ops.quant.gptq.GptqScheme`.
     * ``awq4-g128``: :class:`~ferrum_ops.quant.awq.AwqScheme`.
     * ``q4_0`` to ``q8_0``, ``q2_k`` to ``q6_k``, ``gguf_mxfp4``: :class:`~ferrum_ops.quant.gguf.GgufScheme`.

@@ -83,6 +83,13 @@ class Scheme(ABC):
         """
         raise ValueError(f"quantize: {self.name} can be read here, but not made")
 
+    def inputs(self, x: Tensor) -> Tensor:
+        """What a product with such weights is to make of its inputs *x* [..., K], of which it is then the product.
+
+        That is *x* itself, but for schemes which say that inputs are rounded too.
+        """
+        return x
+
     def as_integers(self, parts: Parts, shape: tuple[int, ...]) -> tuple[Scheme, dict[str, Tensor]] | None:
         """The same numbers as integers with scales in order of rows: an ``IntScheme`` and its tensors.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 import ferrum_array as fa
 from ferrum_ops import dequantize, explain, grouped_linear, linear, moe_ffn, quantize, use_fast_paths
 from ferrum_ops.quant import tensor as quant_tensor
+from ferrum_ops.quant.integer import IntScheme
 from tests.array.oracle import wide
-from tests.ops.oracle import TOLERANCE, check, floats, make, noise
+from tests.ops.oracle import TOLERANCE, Array, check, distance, floats, make, noise
 
 SCHEMES = ("int8", "int4-g32", "int4-g32-asym-f16", "int8-g32-asym", "int3-g32")
 
@@ -43,6 +45,56 @@ def test_linear(
     want = x64 @ wide(dequantize(q, "f32")).T + (b64 if biased else 0.0)
     result = dtype if out is None else out
     check(got, want, result, max(TOLERANCE[result], 4e-6 if dtype is not fa.float64 else 1e-14))
+
+
+def rounded(x: Array, group: int | None) -> Array:
+    """Inputs as integers from -127 to 127 times a scale for each group, in the words of the scheme."""
+    size = group or max(x.shape[-1], 1)
+    parts = x.astype(np.float32).reshape(*x.shape[:-1], x.shape[-1] // size, size)
+    most = np.max(np.abs(parts), axis=-1, keepdims=True, initial=0.0)
+    scale = np.maximum(most / np.float32(127), np.float32(2.0**-126))
+    return (np.rint(parts * (np.float32(1) / scale)) * scale).reshape(x.shape).astype(np.float64)
+
+
+@given(
+    group=st.sampled_from([None, 1, 32, 64]),
+    bits=st.sampled_from([4, 8]),
+    rows=st.integers(0, 5),
+    inner=st.integers(0, 4),
+    exponent=st.integers(-12, 12),
+    seed=st.integers(0, 2**32 - 1),
+    data=st.data(),
+)
+def test_rounded_inputs(
+    device: fa.Device,
+    group: int | None,
+    bits: int,
+    rows: int,
+    inner: int,
+    exponent: int,
+    seed: int,
+    data: st.DataObject,
+) -> None:
+    dtype = data.draw(st.sampled_from(floats(device)))
+    x, x64 = make(np.ldexp(noise(seed, rows, 64 * inner), exponent), dtype, device)
+    q = quantize(make(noise(seed + 1, 7, 64 * inner), fa.float32, device)[0], IntScheme(bits, group, activations=8))
+    with use_fast_paths(False):
+        got = linear(x, q, dtype="f32")
+    check(got, rounded(x64, group) @ wide(dequantize(q, "f32")).T, fa.float32, 4e-6)
+    plain = x64 @ wide(dequantize(q, "f32")).T
+    if rows and inner:
+        assert distance(wide(got), plain) < 0.02
+        assert group == 1 or distance(wide(got), plain) > 1e-4
+
+
+def test_rounded_inputs_at_their_limits(device: fa.Device) -> None:
+    q = quantize(fa.ones((1, 2), device=device), "int8-a8")
+    x = fa.asarray(
+        [[0, 0], [1e-44, 0], [math.inf, 1], [math.nan, 1], [3e38, -3e38], [127, 0.5], [127, 1.5]], device=device
+    )
+    with use_fast_paths(False):
+        got = wide(linear(x.astype("f32"), q))[:, 0]
+    np.testing.assert_allclose(got, [0, 0, math.nan, math.nan, 0, 127, 129], rtol=1e-6)
 
 
 def test_the_reference_works_in_blocks_of_rows(device: fa.Device, monkeypatch: pytest.MonkeyPatch) -> None:

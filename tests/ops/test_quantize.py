@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,7 @@ import ferrum_array as fa
 from ferrum_ops import QuantTensor, dequantize, quantize
 from ferrum_ops.quant.integer import IntScheme
 from ferrum_ops.quant.names import scheme
-from tests.array.oracle import NP, wide
+from tests.array.oracle import NP, to_numpy, wide
 from tests.ops.oracle import Array, floats, make, noise
 
 WIDTHS = (2, 3, 4, 5, 6, 8)
@@ -47,7 +48,8 @@ def schemes(draw: Any) -> tuple[IntScheme, int]:
     """A scheme, and a K that it divides."""
     bits = draw(st.sampled_from(WIDTHS))
     group = draw(st.sampled_from([None, 1, 3, 8, 32, 64, 128]))
-    found = IntScheme(bits, group, draw(st.booleans()), draw(st.sampled_from([fa.float32, fa.float16, fa.bfloat16])))
+    scale = draw(st.sampled_from([fa.float32, fa.float16, fa.bfloat16]))
+    found = IntScheme(bits, group, draw(st.booleans()), scale, draw(st.sampled_from([None, 8])))
     unit = np.lcm(8, group or 1)
     return found, int(unit) * draw(st.integers(0, 3))
 
@@ -117,3 +119,34 @@ def test_bytes_that_are_known() -> None:
 @given(drawn=schemes())
 def test_names_come_back(drawn: tuple[IntScheme, int]) -> None:
     assert scheme(drawn[0].name) == drawn[0]
+
+
+@pytest.mark.parametrize("scale", [fa.float32, fa.float16, fa.bfloat16])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_scales_are_rounded_up(device: fa.Device, bits: int, symmetric: bool, scale: fa.Dtype) -> None:
+    """Many groups of two numbers: some of their scales lie between two numbers of the dtype, nearer to the lower."""
+    x, x64 = make(noise(7, 64, 16), fa.float32, device)
+    q = quantize(x, IntScheme(bits, 2, symmetric, scale))
+    error = np.abs(wide(dequantize(q)) - x64)
+    step = np.repeat(wide(q.parts["scales"]), 2, axis=-1)
+    assert (error <= 0.5 * step * (1 + 2.0 ** (bits - 22))).all()
+    if symmetric and bits < 8:
+        codes = integers(to_numpy(q.parts["values"]), bits)
+        assert (codes > 0).all(), "the integer below the least one stands for nothing"
+    if symmetric:
+        levels = np.abs(wide(dequantize(q)) / step)
+        # a bfloat16 is up to a 128th too large, and so is a step
+        assert (levels.reshape(64, 8, 2).max(axis=-1) > 2 ** (bits - 1) - (2.1 if bits == 8 else 1.1)).all()
+
+
+def test_the_end_of_a_range_between_two_levels(device: fa.Device) -> None:
+    """7.5 steps on each side: one end rounds to a level that does not exist, and takes its neighbour."""
+    q = quantize(fa.asarray([[-7.5, 7.5, 0.0, 3.0]], device=device), "int4-asym")
+    assert (q.parts["scales"].tolist(), q.parts["zeros"].tolist()) == ([[1.0]], [[8]])
+    assert dequantize(q).tolist() == [[-8.0, 7.0, 0.0, 3.0]]
+
+
+def test_ties_go_to_even(device: fa.Device) -> None:
+    q = quantize(fa.asarray([[127.0, 0.5, 1.5, -0.5, -2.5]], device=device), "int8")
+    assert q.parts["values"].tolist() == [[127, 0, 2, 0, -2]]
