@@ -24,12 +24,15 @@ class Columns(Layout):
         return turned | {name: part for name, part in plain.items() if name != "values"}
 
     def pack(self, scheme: Scheme, parts: Parts, shape: tuple[int, ...]) -> dict[str, Tensor]:
+        assert parts["values"].shape == (*shape[:-1], shape[-1] // 2)
         rest = {name: part for name, part in parts.items() if name != "values"}
         return {"turned": fa.moveaxis(parts["values"], -1, -2), **rest}
 
     def unpack(self, scheme: Scheme, parts: Parts, shape: tuple[int, ...]) -> dict[str, Tensor]:
         rest = {name: part for name, part in parts.items() if name != "turned"}
-        return {"values": fa.moveaxis(parts["turned"], -1, -2), **rest}
+        values = fa.moveaxis(parts["turned"], -1, -2)
+        assert values.shape == (*shape[:-1], shape[-1] // 2)
+        return {"values": values, **rest}
 
 
 COLUMNS = Columns()

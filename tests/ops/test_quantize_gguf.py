@@ -170,3 +170,11 @@ def test_types_and_lengths_that_do_not_fit() -> None:
     q = QuantTensor(GgufScheme("Q6_K"), (1, 256), {"blocks": fa.zeros((1, 210), dtype="u8")})
     with pytest.raises(ValueError, match="does not become integers with scales"):
         repack(q, "int")
+
+
+def test_halves_are_rounded_as_ggml_rounds_them(device: fa.Device) -> None:
+    values = np.zeros((1, 32), np.float32)
+    values[0, :8] = [127.0, 0.5, 1.5, -0.5, -2.5, 0.49999997, -127.0, 2.5]
+    blocks = to_numpy(quantize(fa.asarray(values, device=device), "q8_0").parts["blocks"])
+    assert blocks[0, 2:10].view(np.int8).tolist() == [127, 1, 2, -1, -3, 0, -127, 3]
+    np.testing.assert_array_equal(blocks, gguf.quants.quantize(values, qtype("Q8_0")))
