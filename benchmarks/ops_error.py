@@ -37,9 +37,10 @@ from tests.ops.oracle import Array, distance, make
 
 DTYPES = {"f32": fa.float32, "f16": fa.float16, "bf16": fa.bfloat16, "f64": fa.float64}
 
-#: Exported functions that are no ops: they choose or explain implementations, or compute in Python alone.
+#: Exported functions that are no ops: they choose or explain implementations, run others, or need no tensor.
 NOT_MEASURED = frozenset(
-    ("explain", "fast_paths", "use_fast_paths", "set_threads", "threads", "rope_frequencies", "rope_scaling")
+    ("explain", "fast_paths", "use_fast_paths", "set_threads", "threads")
+    + ("rope_frequencies", "rope_scaling", "run_ranks")
 )
 
 Results = Iterable[tuple[fa.Tensor, Array]]

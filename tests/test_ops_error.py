@@ -55,6 +55,10 @@ def test_every_case_measures_its_op(op: str) -> None:
         assert found.error < most
 
 
+def test_every_exported_op_has_a_case() -> None:
+    assert ops_error.missing() == []
+
+
 def wrong(draw: Draw) -> Results:
     x, exact = draw.noise(50)
     yield draw.call(softcap, x, 30.0), 30.0 * np.tanh(exact / 30.0) * (1.001 if draw.rng.random() < 0.2 else 1.0)

@@ -10,6 +10,7 @@ import ferrum_array as fa
 from benchmarks.ops_error import Draw, Results, case
 from ferrum_ops import (
     ActivationKind,
+    conv,
     embedding,
     grouped_linear,
     linear,
@@ -66,6 +67,28 @@ def _lora_delta(draw: Draw) -> Results:
     scales, s64 = draw.tensor(draw.rng.random(many) + 0.5, draw.wide)
     exact = [s64[i] * (b64[i] @ (a64[i] @ row)) if i >= 0 else np.zeros(outer) for i, row in zip(ids, x64, strict=True)]
     yield draw.call(lora_delta, x, a, b, scales, draw.integers(ids)), np.stack(exact)
+
+
+@case("conv")
+def _conv(draw: Draw) -> Results:
+    dims, groups = draw.one_of(1, 2), draw.one_of(1, 1, 2, 4)
+    depth, own = draw.one_of(1, 4, 8), draw.one_of(4, 8)
+    kernel, stride, dilation = (tuple(draw.one_of(1, 2, 3) for _ in range(dims)) for _ in range(3))
+    pads = tuple((draw.one_of(0, 1, 2), draw.one_of(0, 1)) for _ in range(dims))
+    sizes = [d * (k - 1) + draw.between(1, 80 if dims == 1 else 12) for k, d in zip(kernel, dilation, strict=True)]
+    x, x64 = draw.noise(2, groups * depth, *sizes)
+    w, w64 = draw.noise(groups * own, depth, *kernel)
+    b, b64 = draw.noise(groups * own) if draw.flag() else (None, np.zeros(groups * own))
+    # all patches, [N, C, *out, *kernel]
+    reach = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    patches = np.lib.stride_tricks.sliding_window_view(
+        np.pad(x64, ((0, 0), (0, 0), *pads)), reach, axis=tuple(range(2, 2 + dims))
+    )[(..., *(slice(None, None, s) for s in stride), *(slice(None, None, d) for d in dilation))]
+    out = patches.shape[2 : 2 + dims]
+    grouped = np.moveaxis(patches, 1, 1 + dims).reshape(2, np.prod(out, dtype=int), groups, -1)
+    exact = np.einsum("npgk,gok->ngop", grouped, w64.reshape(groups, own, -1)).reshape(2, groups * own, *out)
+    got = draw.call(conv, x, w, b, stride=stride, padding=pads, dilation=dilation, groups=groups)
+    yield got, exact + b64.reshape(-1, *(1,) * dims)
 
 
 # Mixtures of experts.

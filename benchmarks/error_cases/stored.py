@@ -18,7 +18,6 @@ from ferrum_ops.quant.names import scheme
 from tests.array.oracle import to_numpy, wide
 from tests.ops.oracle import Array
 from tests.ops.test_quantize import oracle
-from tests.ops.test_quantize_formats import words
 from tests.ops.test_quantize_gguf import HALVES
 
 #: by row of the table: the schemes of its cases
@@ -76,6 +75,12 @@ def _gguf(draw: Draw, name: str, shape: tuple[int, ...]) -> tuple[QuantTensor, A
     return _from(draw, name, shape, {"blocks": raw}), gguf.dequantize(raw, gguf.GGMLQuantizationType[name.upper()])
 
 
+def _words(values: Array, bits: int) -> Array:
+    """Rows of unsigned values as int32 words, bit by bit: the first value has the lowest bits of the first word."""
+    stream = (values[..., None] >> np.arange(bits) & 1).reshape(*values.shape[:-1], -1).astype(np.uint8)
+    return np.packbits(stream, axis=-1, bitorder="little").view("<i4")
+
+
 def _gptq(draw: Draw, name: str, shape: tuple[int, ...]) -> tuple[QuantTensor, Array]:
     found = scheme(name)
     assert isinstance(found, GptqScheme)
@@ -91,8 +96,8 @@ def _gptq(draw: Draw, name: str, shape: tuple[int, ...]) -> tuple[QuantTensor, A
         np.take_along_axis(np.swapaxes(x, -1, -2).astype(np.float32), each[..., None, :], -1) for x in (zeros, scales)
     ]
     parts = {
-        "qweight": np.swapaxes(words(values, found.bits), -1, -2),
-        "qzeros": words(stored_zeros, found.bits),
+        "qweight": np.swapaxes(_words(values, found.bits), -1, -2),
+        "qzeros": _words(stored_zeros, found.bits),
         "scales": scales,
         **({"g_idx": each.astype(np.int32)} if found.ordered else {}),
     }
@@ -107,7 +112,7 @@ def _awq(draw: Draw, name: str, shape: tuple[int, ...]) -> tuple[QuantTensor, Ar
 
     def packed(numbers: Array) -> Array:
         inward = numbers.reshape(*numbers.shape[:-1], -1, 8)[..., [0, 2, 4, 6, 1, 3, 5, 7]]
-        return words(inward.reshape(numbers.shape), 4)
+        return _words(inward.reshape(numbers.shape), 4)
 
     held = (values - np.repeat(zeros, group, axis=-2)) * np.repeat(scales.astype(np.float32), group, axis=-2)
     parts = {"qweight": packed(values), "qzeros": packed(zeros), "scales": scales}

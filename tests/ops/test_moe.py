@@ -2,23 +2,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from typing import Any, get_args
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
-from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3Experts
-from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssExperts
-from transformers.models.mixtral.configuration_mixtral import MixtralConfig
-from transformers.models.mixtral.modeling_mixtral import MixtralExperts
-from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeExperts
 
 import ferrum_array as fa
 from ferrum_ops import (
@@ -363,36 +354,29 @@ def test_same_input_twice_gives_the_same_bits(device: fa.Device) -> None:
 HIDDEN, INNER, EXPERTS, K = 24, 10, 8, 3
 
 
-def silu(config: type, experts: type, names: dict[str, int]) -> tuple[nn.Module, dict[str, Any]]:
-    made = experts(config(hidden_size=HIDDEN, **names, num_experts_per_tok=K))
-    return made, {}
+NAMES = {
+    "mixtral": {"intermediate_size": INNER, "num_local_experts": EXPERTS},
+    "qwen3_moe": {"moe_intermediate_size": INNER, "num_experts": EXPERTS},
+    "deepseek_v3": {"moe_intermediate_size": INNER, "n_routed_experts": EXPERTS},
+    "gpt_oss": {"intermediate_size": INNER, "num_local_experts": EXPERTS},
+}
 
 
-def mixtral() -> tuple[nn.Module, dict[str, Any]]:
-    return silu(MixtralConfig, MixtralExperts, {"intermediate_size": INNER, "num_local_experts": EXPERTS})
+def peer_of(family: str) -> Any:
+    """The experts of a family, a module of PyTorch."""
+    package = f"transformers.models.{family}"
+    name = {"mixtral": "Mixtral", "qwen3_moe": "Qwen3Moe", "deepseek_v3": "DeepseekV3", "gpt_oss": "GptOss"}[family]
+    config = getattr(import_module(f"{package}.configuration_{family}"), f"{name}Config")
+    experts = getattr(import_module(f"{package}.modeling_{family}"), f"{name}Experts")
+    return experts(config(hidden_size=HIDDEN, num_experts_per_tok=K, **NAMES[family]))
 
 
-def qwen3() -> tuple[nn.Module, dict[str, Any]]:
-    return silu(Qwen3MoeConfig, Qwen3MoeExperts, {"moe_intermediate_size": INNER, "num_experts": EXPERTS})
+@pytest.mark.parametrize("family", list(NAMES))
+def test_as_the_experts_of_transformers(device: fa.Device, family: str) -> None:
+    import torch
 
-
-def deepseek() -> tuple[nn.Module, dict[str, Any]]:
-    return silu(DeepseekV3Config, DeepseekV3Experts, {"moe_intermediate_size": INNER, "n_routed_experts": EXPERTS})
-
-
-def gpt_oss() -> tuple[nn.Module, dict[str, Any]]:
-    names = {"intermediate_size": INNER, "num_local_experts": EXPERTS}
-    experts, _ = silu(GptOssConfig, GptOssExperts, names)
-    return experts, {"limit": experts.limit, "alpha": experts.alpha, "up_offset": 1.0}
-
-
-@pytest.mark.parametrize("peer", [mixtral, qwen3, deepseek, gpt_oss])
-def test_as_the_experts_of_transformers(
-    device: fa.Device, peer: Callable[[], tuple[nn.Module, dict[str, Any]]]
-) -> None:
     dtype = fa.float64 if device.supports(fa.float64) else fa.float32
-    experts, options = peer()
-    experts = experts.double()
+    experts = peer_of(family).double()
     # gates reach the limit of gpt-oss, which is 7
     state = {key: 2 * noise(i, *x.shape) for i, (key, x) in enumerate(experts.state_dict().items())}
     experts.load_state_dict({key: torch.from_numpy(x) for key, x in state.items()})
@@ -401,12 +385,14 @@ def test_as_the_experts_of_transformers(
     with torch.no_grad():
         want = experts(torch.from_numpy(x64), torch.from_numpy(wide(ids)), torch.from_numpy(wide(w))).numpy()
     w13, w2 = state["gate_up_proj"], state["down_proj"]
-    if peer is gpt_oss:  # its weights lie [E, K, N], with gate and up in turns
+    options: dict[str, Any] = {}
+    if family == "gpt_oss":  # its weights lie [E, K, N], with gate and up in turns
         w13, w2 = np.swapaxes(w13, 1, 2), np.swapaxes(w2, 1, 2)
         w13 = np.concatenate([w13[:, ::2], w13[:, 1::2]], axis=1)
         b13 = state["gate_up_proj_bias"]
         b13 = np.concatenate([b13[:, ::2], b13[:, 1::2]], axis=1)
-        options |= {"b13": make(b13, dtype, device)[0], "b2": make(state["down_proj_bias"], dtype, device)[0]}
+        options = {"b13": make(b13, dtype, device)[0], "b2": make(state["down_proj_bias"], dtype, device)[0]}
+        options |= {"limit": experts.limit, "alpha": experts.alpha, "up_offset": 1.0}
     got = moe_ffn(x, make(w13, dtype, device)[0], make(w2, dtype, device)[0], ids, w, **options)
     assert distance(wide(got), want) < (1e-14 if dtype is fa.float64 else 2e-6)
 

@@ -2,23 +2,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import special
-from torch import nn
-from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
-from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
-from transformers.models.gpt_oss.configuration_gpt_oss import GptOssConfig
-from transformers.models.gpt_oss.modeling_gpt_oss import GptOssTopKRouter
-from transformers.models.mixtral.configuration_mixtral import MixtralConfig
-from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
-from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
-from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 import ferrum_array as fa
 from ferrum_ops import explain, moe_route, use_fast_paths
@@ -211,50 +202,51 @@ def test_16_bit_weights_are_rounded_once(device: fa.Device) -> None:
 HIDDEN, EXPERTS, K = 24, 16, 4
 
 
-def mixtral() -> tuple[nn.Module, dict[str, Any]]:
-    return MixtralTopKRouter(MixtralConfig(hidden_size=HIDDEN, num_local_experts=EXPERTS, num_experts_per_tok=K)), {}
-
-
-def qwen3(norm: bool) -> tuple[nn.Module, dict[str, Any]]:
-    config = Qwen3MoeConfig(hidden_size=HIDDEN, num_experts=EXPERTS, num_experts_per_tok=K, norm_topk_prob=norm)
-    return Qwen3MoeTopKRouter(config), {"norm": norm}
-
-
-def gpt_oss() -> tuple[nn.Module, dict[str, Any]]:
-    return GptOssTopKRouter(GptOssConfig(hidden_size=HIDDEN, num_local_experts=EXPERTS, num_experts_per_tok=K)), {}
-
-
-def deepseek(n_group: int, topk_group: int, norm: bool) -> tuple[nn.Module, dict[str, Any]]:
-    config = DeepseekV3Config(
-        hidden_size=HIDDEN, n_routed_experts=EXPERTS, num_experts_per_tok=K, n_group=n_group, topk_group=topk_group,
-        norm_topk_prob=norm, routed_scaling_factor=2.5,
-    )  # fmt: skip
-    options = {"score": "sigmoid", "n_group": n_group, "topk_group": topk_group, "norm": norm, "scale": 2.5}
-    return DeepseekV3TopkRouter(config), options
-
-
-ROUTERS = {
-    "mixtral": mixtral,
-    "qwen3_moe": lambda: qwen3(True),
-    "qwen3_moe, not normalised": lambda: qwen3(False),
-    "gpt_oss": gpt_oss,
-    "deepseek_v3": lambda: deepseek(4, 2, True),
-    "deepseek_v3, one group": lambda: deepseek(1, 1, False),
-    "deepseek_v3, of all groups": lambda: deepseek(8, 8, True),
+#: what the routers of a family are called, and the entries of its config that say what the options of a call say
+FAMILIES = {
+    "mixtral": ("MixtralConfig", "MixtralTopKRouter", {"num_local_experts": EXPERTS}),
+    "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeTopKRouter", {"num_experts": EXPERTS}),
+    "gpt_oss": ("GptOssConfig", "GptOssTopKRouter", {"num_local_experts": EXPERTS}),
+    "deepseek_v3": ("DeepseekV3Config", "DeepseekV3TopkRouter", {"n_routed_experts": EXPERTS}),
 }
+ENTRIES = {"norm": "norm_topk_prob", "n_group": "n_group", "topk_group": "topk_group", "scale": "routed_scaling_factor"}
 
 
-@pytest.mark.parametrize("name", list(ROUTERS))
-def test_as_the_routers_of_transformers(device: fa.Device, name: str) -> None:
-    router, options = ROUTERS[name]()
-    state = {
-        key: torch.from_numpy(noise(i, *x.shape)).float() for i, (key, x) in enumerate(router.state_dict().items())
-    }
-    router.load_state_dict(state)
+def router_of(family: str, options: dict[str, Any]) -> Any:
+    """The router of a family, a module of PyTorch, with random weights."""
+    import torch
+
+    config_name, name, entries = FAMILIES[family]
+    package = f"transformers.models.{family}"
+    config = getattr(import_module(f"{package}.configuration_{family}"), config_name)
+    entries = entries | {ENTRIES[option]: value for option, value in options.items() if option in ENTRIES}
+    settings = config(hidden_size=HIDDEN, num_experts_per_tok=K, **entries)
+    router = getattr(import_module(f"{package}.modeling_{family}"), name)(settings)
+    state = router.state_dict().items()
+    router.load_state_dict({key: torch.from_numpy(noise(i, *x.shape)).float() for i, (key, x) in enumerate(state)})
+    return router
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("mixtral", {}),
+        ("qwen3_moe", {"norm": True}),
+        ("qwen3_moe", {"norm": False}),
+        ("gpt_oss", {}),
+        ("deepseek_v3", {"score": "sigmoid", "n_group": 4, "topk_group": 2, "norm": True, "scale": 2.5}),
+        ("deepseek_v3", {"score": "sigmoid", "n_group": 1, "topk_group": 1, "norm": False, "scale": 2.5}),
+        ("deepseek_v3", {"score": "sigmoid", "n_group": 8, "topk_group": 8, "norm": True, "scale": 1.0}),
+    ],
+)
+def test_as_the_routers_of_transformers(device: fa.Device, family: str, options: dict[str, Any]) -> None:
+    import torch
+
+    router = router_of(family, options)
     with torch.no_grad():
         logits, peer_weights, peer_ids = router(torch.from_numpy(noise(9, 50, HIDDEN)).float())
-    if "e_score_correction_bias" in state:
-        options["bias"] = fa.asarray(state["e_score_correction_bias"].numpy(), device=device)
+    if family == "deepseek_v3":
+        options = {**options, "bias": fa.asarray(router.e_score_correction_bias.numpy(), device=device)}
     ids, weights = moe_route(fa.asarray(logits.numpy(), device=device), K, **options)
     # DeepSeek's are in no order
     order, peer_order = np.argsort(wide(ids)), np.argsort(peer_ids.numpy())
@@ -262,7 +254,7 @@ def test_as_the_routers_of_transformers(device: fa.Device, name: str) -> None:
     ours = np.take_along_axis(wide(weights), order, -1)
     theirs = np.take_along_axis(peer_weights.double().numpy(), peer_order, -1)
     assert distance(ours, theirs) < 1e-6
-    if not name.startswith("deepseek"):
+    if family != "deepseek_v3":
         assert (wide(ids) == peer_ids.numpy()).all()
 
 
