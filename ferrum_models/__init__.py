@@ -6,6 +6,7 @@ from ferrum_models.bert import BertConfig, BertModel
 from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
 from ferrum_models.encoder import SentenceEncoder, load_encoder
+from ferrum_models.generation import Sampling, generate, generate_ids, stream_generate
 from ferrum_models.loading import load, random_model
 from ferrum_models.tokenizing import Tokenizer
 
@@ -14,9 +15,13 @@ __all__ = [
     "BertModel",
     "CausalLM",
     "ModelCache",
+    "Sampling",
     "SentenceEncoder",
     "Tokenizer",
+    "generate",
+    "generate_ids",
     "load",
     "load_encoder",
     "random_model",
+    "stream_generate",
 ]

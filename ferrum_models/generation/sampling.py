@@ -1,0 +1,176 @@
+"""How the next token is chosen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ferrum_array as fa
+from ferrum_array import Tensor
+from ferrum_models.config import Settings
+from ferrum_ops import process_logits, sample, token_counts
+
+__all__ = ["Chooser", "Sampling"]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The rules by which tokens are chosen; those of ``process_logits``, in that order, and a seed.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the likeliest token.
+        top_k: only the k likeliest; None for all.
+        top_p: only the likeliest that have this share of the probability together; None for all.
+        min_p: only those at least this part as likely as the likeliest; None for all.
+        repetition_penalty: logits of tokens that were there before are divided by it (multiplied where negative).
+        presence_penalty: subtracted for tokens that were generated.
+        frequency_penalty: subtracted for each time that a token was generated.
+        logit_bias: added to the logits of these tokens; -inf forbids one.
+        seed: the same seed gives the same text on every storage, up to logits that differ in their last bits.
+
+    Raises:
+        ValueError: for a number that is out of range.
+
+    Examples:
+        >>> from ferrum_models import Sampling
+        >>> Sampling(temperature=0.8, top_p=0.95, seed=7).greedy, Sampling().greedy
+        (False, True)
+    """
+
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, good, wanted in (
+            ("temperature", lambda x: x >= 0, "at least 0"),
+            ("top_p", lambda x: 0 < x <= 1, "above 0 and at most 1"),
+            ("min_p", lambda x: 0 <= x <= 1, "from 0 to 1"),
+            ("repetition_penalty", lambda x: x > 0, "above 0"),
+            ("presence_penalty", lambda x: True, "finite"),
+            ("frequency_penalty", lambda x: True, "finite"),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("top_p", "min_p"):
+                continue
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value) or not good(value):
+                raise ValueError(f"Sampling: {name} must be {wanted}, got {value!r}")
+        for name, least in (("top_k", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is None and name == "top_k":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ValueError(f"Sampling: {name} must be an integer of at least {least}, got {value!r}")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether no chance is involved."""
+        return self.temperature == 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether what was there before makes a difference."""
+        return (self.repetition_penalty, self.presence_penalty, self.frequency_penalty) != (1.0, 0.0, 0.0)
+
+    @classmethod
+    def load(cls, folder: Path) -> Sampling:
+        """What ``generation_config.json`` of a model folder asks for; the likeliest token where there is none.
+
+        Raises:
+            ValueError: for entries that are out of range.
+        """
+        path = folder / "generation_config.json"
+        if not path.is_file():
+            return cls()
+        settings = Settings.load(path)
+        chance = settings.flag("do_sample")
+        top_k = settings.get("top_k")
+        return cls(
+            temperature=settings.number("temperature", default=1.0) if chance else 0.0,
+            top_k=settings.integer("top_k") if chance and top_k else None,
+            top_p=settings.optional_number("top_p") if chance else None,
+            min_p=settings.optional_number("min_p") if chance else None,
+            repetition_penalty=settings.number("repetition_penalty", default=1.0),
+        )
+
+    def with_seed(self, seed: int) -> Sampling:
+        """The same rules with another seed."""
+        return replace(self, seed=seed)
+
+
+class Chooser:
+    """Chooses tokens for a batch of sequences by the rules, and remembers what penalties need to know.
+
+    Args:
+        sampling: the rules.
+        prompts: the ids of each sequence so far.
+        vocabulary: how many ids there are.
+        device: where logits lie.
+    """
+
+    def __init__(
+        self, sampling: Sampling, prompts: Sequence[Sequence[int]], vocabulary: int, device: fa.Device
+    ) -> None:
+        self._sampling = sampling
+        self._random = fa.random.default_rng(sampling.seed)
+        self._device = device
+        self._rules: dict[str, Any] = {}
+        if sampling.logit_bias:
+            self._rules["bias"] = _biases(sampling.logit_bias, vocabulary, device)
+        self._counts: Tensor | None = None
+        if sampling.penalised:
+            self._counts = fa.zeros((len(prompts), vocabulary), dtype=fa.int64, device=device)
+            seen = [
+                token_counts(fa.asarray(list(ids), dtype=fa.int64, device=device), vocabulary) > 0 for ids in prompts
+            ]
+            self._rules["prompt"] = fa.stack(seen)
+            self._rules["repetition"] = sampling.repetition_penalty
+            self._rules["presence"] = sampling.presence_penalty
+            self._rules["frequency"] = sampling.frequency_penalty
+
+    def processed(self, logits: Tensor, *, temperature: bool = True) -> Tensor:
+        """Logits [B, V] after the rules."""
+        s = self._sampling
+        rules = dict(self._rules)
+        if self._counts is not None:
+            rules["counts"] = self._counts
+        if temperature and not s.greedy:
+            rules.update(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, min_p=s.min_p)
+        return process_logits(logits, **rules) if rules else logits
+
+    def uniforms(self, *shape: int) -> Tensor:
+        """The next numbers from 0 to below 1."""
+        return self._random.uniform(shape, dtype=fa.float32, device=self._device)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """A token for each row of logits [B, V]: ids [B].
+
+        Raises:
+            ValueError: if the rules leave no token, or the logits have NaN; found when the ids are read.
+        """
+        s = self._sampling
+        ids = sample(self.processed(logits), None if s.greedy else self.uniforms(logits.shape[0]))
+        if self._counts is not None:
+            rows = fa.arange(logits.shape[0], device=self._device)
+            self._counts[rows, ids] = self._counts[rows, ids] + 1
+        return ids
+
+
+def _biases(given: Mapping[int, float], vocabulary: int, device: fa.Device) -> Tensor:
+    wrong = [one for one in given if isinstance(one, bool) or not isinstance(one, int) or not 0 <= one < vocabulary]
+    if wrong:
+        raise ValueError(f"logit_bias: {wrong[0]!r} is no id of a vocabulary of {vocabulary}")
+    numbers = [0.0] * vocabulary
+    for one, bias in given.items():
+        numbers[one] = float(bias)
+    return fa.asarray(numbers, dtype=fa.float32, device=device)

@@ -1,0 +1,260 @@
+"""Token after token from a model."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import NamedTuple
+
+import ferrum_array as fa
+from ferrum_array import Tensor
+from ferrum_models.cache import ModelCache
+from ferrum_models.causal import CausalLM
+from ferrum_models.generation.sampling import Chooser, Sampling
+from ferrum_ops import sample, spec_verify
+
+__all__ = ["Draft", "Token", "checked_prompt", "generate_ids", "generate_tokens", "prefill"]
+
+
+class Token(NamedTuple):
+    """A token as it is generated.
+
+    Attributes:
+        id: the token.
+        logprob: the logarithm of its probability under the model, before the rules of sampling.
+        drafted: whether a draft model proposed it.
+        last: whether none follows it: it ends the text, or there is no room for more.
+    """
+
+    id: int
+    logprob: float
+    drafted: bool = False
+    last: bool = False
+
+
+class Draft(NamedTuple):
+    """A cheaper model of the same vocabulary that proposes tokens, so many at a time."""
+
+    model: CausalLM
+    tokens: int = 4
+
+
+def generate_ids(
+    model: CausalLM,
+    ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stop_ids: Collection[int] | None = None,
+    cache: ModelCache | None = None,
+    draft: Draft | None = None,
+) -> Iterator[int]:
+    """The ids that follow the prompt *ids*, one at a time; the one that ends the text is given too.
+
+    Args:
+        model: the language model.
+        ids: the prompt; with a cache, what follows the tokens that it holds.
+        max_new_tokens: the most that are generated.
+        sampling: how tokens are chosen; the likeliest if absent.
+        stop_ids: ids that end the text; those of the model's config if absent, none if empty.
+        cache: of one sequence, with room for the prompt and the new tokens; it holds them afterwards, but for the last.
+        draft: a model that proposes tokens; the text keeps the distribution of *model*.
+
+    Raises:
+        ValueError: for an empty prompt, ids outside the vocabulary, and more tokens than the model's positions or the
+        cache have room for, all before anything is computed.
+
+    Examples:
+        >>> from ferrum_models import generate_ids, random_model
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+        >>> model = random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2})
+        >>> len(list(generate_ids(model, [1, 2, 3], max_new_tokens=5)))
+        5
+    """
+    tokens = generate_tokens(
+        model, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop_ids, cache=cache, draft=draft
+    )
+    return (one.id for one in tokens)
+
+
+def generate_tokens(
+    model: CausalLM,
+    ids: Sequence[int],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling | None = None,
+    stop_ids: Collection[int] | None = None,
+    cache: ModelCache | None = None,
+    draft: Draft | None = None,
+) -> Iterator[Token]:
+    """As :func:`generate_ids`, with the probability of each token.
+
+    Raises:
+        ValueError: as :func:`generate_ids`.
+    """
+    prompt = checked_prompt(model, ids)
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise ValueError(f"max_new_tokens must be an integer of at least 0, got {max_new_tokens!r}")
+    rules = Sampling() if sampling is None else sampling
+    held = 0 if cache is None else cache.lengths[0]
+    total, limit = held + len(prompt) + max_new_tokens, model.config.max_position_embeddings
+    if held + len(prompt) > limit:
+        raise ValueError(f"the prompt has {held + len(prompt)} tokens, but the model's positions end at {limit}")
+    extra = 0 if draft is None else draft.tokens
+    if cache is None:
+        cache = model.make_cache(1, min(total + extra, limit))
+    elif cache.room.sequences != 1:
+        raise ValueError(f"one text needs a cache of one sequence, got {cache!r}")
+    elif held + len(prompt) > cache.room.capacity:
+        raise ValueError(f"the prompt reaches {held + len(prompt)} tokens, but this is {cache!r}; make it larger")
+    stops = frozenset(model.config.eos_token_ids if stop_ids is None else stop_ids)
+    room = min(max_new_tokens, min(limit, cache.room.capacity) - held - len(prompt) + 1)
+    if draft is None:
+        return _plain(model, prompt, rules, stops, cache, room)
+    if rules.penalised:
+        raise ValueError("penalties and a draft model together are not implemented; leave one of them out")
+    if draft.model.config.vocab_size != model.config.vocab_size:
+        raise ValueError(
+            f"the draft model has a vocabulary of {draft.model.config.vocab_size}, the model one of "
+            f"{model.config.vocab_size}; they must share it"
+        )
+    if held:
+        raise ValueError("a draft model has read nothing of what the cache holds; begin with an empty cache")
+    return _speculative(model, prompt, rules, stops, cache, room, draft)
+
+
+def checked_prompt(model: CausalLM, ids: Sequence[int]) -> list[int]:
+    """The ids of a prompt.
+
+    Raises:
+        ValueError: if there is none, or one is not in the vocabulary.
+    """
+    prompt = [int(one) for one in ids]
+    if not prompt:
+        raise ValueError("the prompt is empty; give at least one token, such as the one that begins a text")
+    vocabulary = model.config.vocab_size
+    wrong = next((one for one in prompt if not 0 <= one < vocabulary), None)
+    if wrong is not None:
+        raise ValueError(f"the prompt has the id {wrong}, but the vocabulary has {vocabulary}, counted from 0")
+    return prompt
+
+
+def prefill(model: CausalLM, prompt: Sequence[int], cache: ModelCache) -> Tensor:
+    """Read *prompt* into *cache*, in pieces that it has room for; the logits [1, V] after its last token."""
+    chunk = cache.room.chunk
+    x = None
+    for start in range(0, len(prompt), chunk):
+        piece = fa.asarray(list(prompt[start : start + chunk]), dtype=fa.int64, device=model.device)
+        x = model.forward(piece, [piece.shape[0]], cache)
+    assert x is not None, "prompts are not empty"
+    return model.logits(x[-1:])
+
+
+def _plain(
+    model: CausalLM, prompt: list[int], rules: Sampling, stops: frozenset[int], cache: ModelCache, room: int
+) -> Iterator[Token]:
+    chooser = Chooser(rules, [prompt], model.config.vocab_size, model.device)
+    if room < 1:
+        return
+    logits = prefill(model, prompt, cache)
+    for number in range(room):
+        ids = chooser.choose(logits)
+        chosen = _read(ids)
+        last = chosen in stops or number == room - 1
+        yield Token(chosen, float(_logprobs(logits)[0, chosen]), last=last)
+        if last:
+            return
+        logits = model.logits(model.forward(ids, [1], cache))
+
+
+def _read(ids: Tensor, place: int = 0) -> int:
+    chosen = int(ids[place])
+    if chosen < 0:
+        raise ValueError("no token can be chosen: the rules leave none, or the logits have NaN")
+    return chosen
+
+
+def _logprobs(logits: Tensor) -> Tensor:
+    top = fa.max(logits, axis=-1, keepdims=True)
+    shifted = logits - top
+    return shifted - fa.log(fa.sum(fa.exp(shifted), axis=-1, keepdims=True))
+
+
+def _speculative(
+    model: CausalLM,
+    prompt: list[int],
+    rules: Sampling,
+    stops: frozenset[int],
+    cache: ModelCache,
+    room: int,
+    draft: Draft,
+) -> Iterator[Token]:
+    """Drafts of the cheaper model, verified by the model: all tokens are the model's own."""
+    vocabulary, device = model.config.vocab_size, model.device
+    chooser = Chooser(rules, [prompt], vocabulary, device)
+    helper = draft.model.make_cache(1, min(cache.room.capacity, draft.model.config.max_position_embeddings))
+    if room < 1:
+        return
+    if len(prompt) > 1:
+        prefill(model, prompt[:-1], cache)
+        prefill(draft.model, prompt[:-1], helper)
+    pending = [prompt[-1]]  # what the model has not read yet: one token; the helper may lack one more
+    behind = [prompt[-1]]
+    given = 0
+    while given < room:
+        left = min(room - given, cache.room.capacity - cache.lengths[0], helper.room.capacity - helper.lengths[0])
+        count = max(0, min(draft.tokens, left - len(behind)))
+        drafts, shares = _drafts(draft.model, behind, helper, chooser, rules, count)
+        fed = fa.asarray([*pending, *drafts], dtype=fa.int64, device=device)
+        logits = model.logits(model.forward(fed, [fed.shape[0]], cache))
+        verified = spec_verify(
+            _shares(chooser, rules, logits),
+            shares,
+            fa.asarray(drafts, dtype=fa.int64, device=device),
+            chooser.uniforms(count + 1),
+        )
+        accepted, ids = int(verified.accepted), verified.ids.tolist()
+        logprobs = _logprobs(logits)
+        base = cache.lengths[0] - count
+        cache.truncate([base + accepted])
+        known = helper.lengths[0] - max(0, count - 1)  # before the drafts, of which the last was never read
+        helper.truncate([known + min(accepted, max(0, count - 1))])
+        for place in range(accepted + 1):
+            chosen = _read(verified.ids, place)
+            given += 1
+            last = chosen in stops or given == room
+            yield Token(chosen, float(logprobs[place, chosen]), place < accepted, last)
+            if last:
+                return
+        pending = [ids[accepted]]
+        behind = [*drafts[-1:], *pending] if count and accepted == count else pending
+
+
+def _drafts(
+    helper: CausalLM, behind: list[int], cache: ModelCache, chooser: Chooser, rules: Sampling, count: int
+) -> tuple[list[int], Tensor | None]:
+    """Proposed tokens, and the distributions [count, V] that they were drawn from; None where there was no chance."""
+    if not count:
+        return [], None
+    device = helper.device
+    found: list[int] = []
+    shares: list[Tensor] = []
+    fed = behind
+    for _ in range(count):
+        piece = fa.asarray(fed, dtype=fa.int64, device=device)
+        logits = helper.logits(helper.forward(piece, [len(fed)], cache)[-1:])
+        p = _shares(chooser, rules, logits)
+        ids = sample(logits) if rules.greedy else sample(chooser.processed(logits), chooser.uniforms(1))
+        shares.append(p)
+        found.append(int(ids[0]))
+        fed = found[-1:]
+    return found, None if rules.greedy else fa.concat(shares)
+
+
+def _shares(chooser: Chooser, rules: Sampling, logits: Tensor) -> Tensor:
+    """The probabilities [n, V] of tokens under the rules."""
+    processed = chooser.processed(logits)
+    if rules.greedy:  # all of it is the likeliest token's
+        best = sample(processed)
+        numbers = fa.arange(logits.shape[-1], device=logits.device)
+        return (numbers == fa.expand_dims(best, axis=-1)).astype(logits.dtype)
+    return fa.exp(_logprobs(processed))
