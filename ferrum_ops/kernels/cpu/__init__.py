@@ -35,6 +35,8 @@ _F32, _F16, _BF16 = fa.float32, fa.float16, fa.bfloat16
 #: the dtypes of one operand that kernels take; float64 runs on the references
 _FLOATS = frozenset((dtype,) for dtype in (_F32, _F16, _BF16))
 _PAIRS = frozenset((x, y) for x in (_F32, _F16, _BF16) for y in (_F32, _F16, _BF16))
+#: the dtypes of queries (or of new keys) and of a cache
+_CACHES = frozenset((x, y) for x in (_F32, _F16, _BF16) for y in (_F32, _F16, _BF16, fa.int8))
 _HERE = __name__
 
 
@@ -82,5 +84,11 @@ register(
         "attention",
         "attending:attention",
         *("full", "window", "softcap", "sinks", "bias", "meta", "lse"),
+    ),
+    _row(
+        "paged_attention",
+        "attending:paged_attention",
+        *("full", "window", "softcap", "sinks", "ring", "lse"),
+        dtypes=_CACHES,
     ),
 )

@@ -27,7 +27,7 @@ from ferrum_ops.kernels.cpu.scratch import lay_down, pick_up
 from ferrum_ops.kernels.cpu.threads import share
 from ferrum_ops.kernels.cpu.tiles import LANES, mask, outer, scale_lanes, weights
 
-__all__ = ["GROUPS", "ROWS", "flash", "scratch_size", "slot_of"]
+__all__ = ["GROUPS", "ROWS", "flash", "scratch_size", "sequence_of", "slot_of"]
 
 _ZERO, _ONE, _NONE = np.float32(0.0), np.float32(1.0), np.float32(-math.inf)
 
@@ -199,7 +199,7 @@ def _store_results(
 
 
 @jit(inner=True)
-def _sequence(plan: Any, unit: int) -> int:
+def sequence_of(plan: Any, unit: int) -> int:
     """The sequence to which a unit of work belongs."""
     low, high = 0, len(plan)
     while high - low > 1:
@@ -251,7 +251,7 @@ def _units(
     shrink = scores + KEYS * ROWS
     bounds = np.empty((GROUPS, 2 * ROWS), np.int32).reshape(-1)
     for unit in range(begin, end):
-        s = _sequence(plan, unit)
+        s = sequence_of(plan, unit)
         q_first, count, k_first, length = plan[s, Q_FIRST], plan[s, Q_COUNT], plan[s, K_FIRST], plan[s, K_COUNT]
         rows_in_all = count * group
         blocks = (rows_in_all + GROUPS * ROWS - 1) // (GROUPS * ROWS)
@@ -275,8 +275,9 @@ def _units(
                 bounds[g * 2 * ROWS + ROWS + r] = high
         low = _bounds(first_row, group, offset, length, causal, window)[0]
         high = _bounds(first_row + rows_here - 1, group, offset, length, causal, window)[1]
-        for key in range(low // KEYS * KEYS, high + 1, KEYS):
-            stop = min(key + KEYS, length)
+        for tile in range(low // KEYS * KEYS, high + 1, KEYS):
+            # what no row sees is not read at all
+            key, stop = max(tile, low), min(tile + KEYS, high + 1)
             _copy_rows(k, k_scales, k_steps, head, dim, key, stop, k_first, paging, work, keys_at, dim)
             _copy_rows(v, v_scales, v_steps, head, value_dim, key, stop, k_first, paging, work, values_at, wide)
             for g in range(groups):

@@ -11,7 +11,7 @@ from ferrum_ops.kernels.cpu import atomic
 from ferrum_ops.kernels.cpu.arrays import Array
 from ferrum_ops.kernels.cpu.jit import jit
 
-__all__ = ["borrow", "give_back", "lay_down", "pick_up"]
+__all__ = ["borrow", "borrow_line", "give_back", "lay_down", "pick_up"]
 
 _LINE = 16  # numbers of a cache line
 #: a block begins with a word for each of so many places, which is 1 while the place is taken; and room to align
@@ -19,26 +19,31 @@ _PLACES = 256
 _HEAD = 2 * _PLACES + _LINE
 #: so many blocks wait for the next call; a call beyond them gets fresh memory
 _MOST = 8
+_LARGEST = 1 << 22  # numbers: 16 MiB
 _kept: list[Array] = []
 
 
 def borrow(size: int) -> Array:
     """A block of memory in which each thread of a call can pick up a place of *size* numbers."""
-    wanted = _HEAD + min(cores.threads(), _PLACES) * (size + _LINE)
-    try:
-        block = _kept.pop()
-    except IndexError:  # the first call, or others have them all
-        block = np.empty(0, np.float32)
-    if block.size < wanted:
-        block = np.empty(wanted, np.float32)
-        block[:_HEAD] = 0.0
+    block = borrow_line(_HEAD + min(cores.threads(), _PLACES) * (size + _LINE))
+    block[:_HEAD] = 0.0
     return block
 
 
-def give_back(block: Array) -> None:
-    """Keep *block* for the next call."""
-    if len(_kept) < _MOST:
-        _kept.append(block)
+def borrow_line(size: int) -> Array:
+    """At least *size* numbers, which hold anything."""
+    try:
+        block = _kept.pop()
+    except IndexError:  # the first call, or others have them all
+        block = np.empty(size, np.float32)
+    return block if block.size >= size else np.empty(size, np.float32)
+
+
+def give_back(*blocks: Array) -> None:
+    """Keep blocks for the next call, which fit best if they come back in the order in which they were borrowed."""
+    for block in blocks[::-1]:
+        if len(_kept) < _MOST and block.size <= _LARGEST:
+            _kept.append(block)
 
 
 @jit(inner=True)

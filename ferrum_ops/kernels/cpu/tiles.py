@@ -19,7 +19,7 @@ from ferrum_ops.kernels.cpu.features import features
 from ferrum_ops.kernels.cpu.intrinsics import widen, write_exp_below
 from ferrum_ops.kernels.cpu.jit import intrinsic
 
-__all__ = ["LANES", "mask", "outer", "scale_lanes", "weights"]
+__all__ = ["FUSED", "LANES", "VECTOR", "Place", "Writer", "mask", "outer", "scale_lanes", "weights", "zero"]
 
 types: Any = untyped_types  # numba's types are of some versions and incomplete
 cgutils: Any = untyped
@@ -30,8 +30,8 @@ LANES = 16 if "avx512f" in features() else 8
 DOT_KEYS, DOT_ROWS = 4, LANES // 4
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-_VECTOR = ir.VectorType(_F32, LANES)
-_FUSED = ("contract", "reassoc")
+VECTOR = ir.VectorType(_F32, LANES)
+FUSED = ("contract", "reassoc")
 
 
 class Place(NamedTuple):
@@ -46,7 +46,7 @@ def zero(kind: Any) -> Any:
     return ir.Constant(kind, [0] * kind.count)
 
 
-class _Writer:
+class Writer:
     """Writes the instructions of one routine."""
 
     def __init__(self, context: Any, builder: Any) -> None:
@@ -107,8 +107,8 @@ class _Writer:
         return cgutils.alloca_once_value(self.b, value)
 
     def add_product(self, total: Any, x: Any, y: Any) -> None:
-        product = self.b.fmul(x, y, flags=_FUSED)
-        self.b.store(self.b.fadd(self.b.load(total), product, flags=_FUSED), total)
+        product = self.b.fmul(x, y, flags=FUSED)
+        self.b.store(self.b.fadd(self.b.load(total), product, flags=FUSED), total)
 
     @contextmanager
     def loop(self, count: Any) -> Iterator[Any]:
@@ -127,7 +127,7 @@ class _Writer:
                 kind = ir.VectorType(_I32, LANES)
                 x = self.b.shuffle_vector(a, b, ir.Constant(kind, own))
                 y = self.b.shuffle_vector(a, b, ir.Constant(kind, other))
-                joined.append(self.b.fadd(x, y, flags=_FUSED))
+                joined.append(self.b.fadd(x, y, flags=FUSED))
             vectors, half = joined, half * 2
         return vectors[0]
 
@@ -161,14 +161,14 @@ def outer(rows: int, vectors: int) -> Any:
         _start: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            writer = _Writer(context, builder)
+            writer = Writer(context, builder)
             first, line, count = writer.place(a, *args[:2]), writer.place(b, *args[4:6]), args[7]
             target = writer.place(c, *args[8:10])
             lines = [writer.after(first, writer.times(args[2], i)) for i in range(rows)]
             targets = {
                 (i, j): writer.after(writer.after(target, writer.times(args[10], i)), j * LANES) for i, j in cells
             }
-            totals = {cell: writer.variable(zero(_VECTOR)) for cell in cells}
+            totals = {cell: writer.variable(zero(VECTOR)) for cell in cells}
             with builder.if_then(builder.icmp_signed("!=", args[11], _I64(0))):
                 for cell in cells:
                     builder.store(writer.load(targets[cell]), totals[cell])
@@ -203,7 +203,7 @@ def mask(vectors: int) -> Any:
     @intrinsic
     def masked(_typing: Any, work: Any, _scores: Any, _keys: Any, _start: Any, bounds: Any, _at: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            writer = _Writer(context, builder)
+            writer = Writer(context, builder)
             scores, limits = writer.place(work, *args[:2]), writer.place(bounds, *args[4:6])
             words = ir.VectorType(_I32, LANES)
             low: list[Any] = []
@@ -213,7 +213,7 @@ def mask(vectors: int) -> Any:
                     pointer = writer.after(limits, more + j * LANES).pointer
                     found.append(builder.load(builder.bitcast(pointer, words.as_pointer())))
                     found[-1].align = 4
-            hidden = ir.Constant(_VECTOR, [float("-inf")] * LANES)
+            hidden = ir.Constant(VECTOR, [float("-inf")] * LANES)
             with writer.loop(args[2]) as key:
                 number = writer.splat(builder.trunc(builder.add(key, args[3]), _I32))
                 line = writer.after(scores, writer.times(key, vectors * LANES))
@@ -241,7 +241,7 @@ def weights(vectors: int) -> Any:
     @intrinsic
     def weighted(_typing: Any, work: Any, _scores: Any, _keys: Any, _top: Any, _total: Any, _shrink: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            writer = _Writer(context, builder)
+            writer = Writer(context, builder)
             scores = writer.place(work, *args[:2])
             tops, sums, shrinks = (
                 [writer.after(writer.place(work, args[0], at), j * LANES) for j in range(vectors)] for at in args[3:6]
@@ -257,25 +257,25 @@ def weights(vectors: int) -> Any:
                 for place, top in zip(line(key), most, strict=True):
                     score, so_far = writer.load(place), builder.load(top)
                     # a NaN is no maximum: it makes its weight NaN, and so the sum
-                    larger = builder.fcmp_ordered(">", score, so_far, flags=_FUSED)
+                    larger = builder.fcmp_ordered(">", score, so_far, flags=FUSED)
                     builder.store(builder.select(larger, score, so_far), top)
             bases, totals, changed = [], [], ir.Constant(ir.VectorType(ir.IntType(1), LANES), [0] * LANES)
             for j in range(vectors):
                 top = builder.load(most[j])
                 # where all is hidden, exp(-inf - 0) is the 0 that is wanted and exp(-inf + inf) a NaN
-                nothing = builder.fcmp_ordered("==", top, ir.Constant(_VECTOR, [float("-inf")] * LANES), flags=_FUSED)
-                bases.append(builder.select(nothing, zero(_VECTOR), top))
-                factor = write_exp_below(builder, builder.fsub(before[j], bases[j], flags=_FUSED))
-                other = builder.fcmp_unordered("!=", factor, ir.Constant(_VECTOR, [1.0] * LANES), flags=_FUSED)
+                nothing = builder.fcmp_ordered("==", top, ir.Constant(VECTOR, [float("-inf")] * LANES), flags=FUSED)
+                bases.append(builder.select(nothing, zero(VECTOR), top))
+                factor = write_exp_below(builder, builder.fsub(before[j], bases[j], flags=FUSED))
+                other = builder.fcmp_unordered("!=", factor, ir.Constant(VECTOR, [1.0] * LANES), flags=FUSED)
                 changed = builder.or_(changed, other)
-                totals.append(writer.variable(builder.fmul(writer.load(sums[j]), factor, flags=_FUSED)))
+                totals.append(writer.variable(builder.fmul(writer.load(sums[j]), factor, flags=FUSED)))
                 writer.store(factor, shrinks[j])
                 writer.store(top, tops[j])
             with writer.loop(args[2]) as key:
                 for place, base, total in zip(line(key), bases, totals, strict=True):
-                    weight = write_exp_below(builder, builder.fsub(writer.load(place), base, flags=_FUSED))
+                    weight = write_exp_below(builder, builder.fsub(writer.load(place), base, flags=FUSED))
                     writer.store(weight, place)
-                    builder.store(builder.fadd(builder.load(total), weight, flags=_FUSED), total)
+                    builder.store(builder.fadd(builder.load(total), weight, flags=FUSED), total)
             for total, place in zip(totals, sums, strict=True):
                 writer.store(builder.load(total), place)
             bits = ir.IntType(LANES)
@@ -296,14 +296,14 @@ def scale_lanes(vectors: int) -> Any:
     @intrinsic
     def scaled(_typing: Any, work: Any, _at: Any, _count: Any, _factors: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-            writer = _Writer(context, builder)
+            writer = Writer(context, builder)
             first, factor = writer.place(work, *args[:2]), writer.place(work, args[0], args[3])
             factors = [writer.load(writer.after(factor, j * LANES)) for j in range(vectors)]
             with writer.loop(args[2]) as row:
                 line = writer.after(first, writer.times(row, vectors * LANES))
                 for j in range(vectors):
                     place = writer.after(line, j * LANES)
-                    writer.store(builder.fmul(writer.load(place), factors[j], flags=_FUSED), place)
+                    writer.store(builder.fmul(writer.load(place), factors[j], flags=FUSED), place)
             return context.get_dummy_value()
 
         i = types.intp

@@ -1,0 +1,306 @@
+"""Attention of few queries to many keys, as when text is generated token by token: keys and values are read once.
+
+A unit of work is a stretch of 256 keys of a sequence, for all heads; where there are several, their results are merged
+at the end. Stretches begin at multiples of 256 whatever the batch and the number of threads are, so the bits of a
+result do not depend on them.
+
+Source: "Flash-Decoding for long-context inference", Dao, Haziza, Massa and Sizov, 2023, for the stretches.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ferrum_ops.kernels.cpu.activations import tanh
+from ferrum_ops.kernels.cpu.atomic import task
+from ferrum_ops.kernels.cpu.flash import K_COUNT, K_FIRST, Q_COUNT, Q_FIRST, UNIT, sequence_of, slot_of
+from ferrum_ops.kernels.cpu.intrinsics import exp_below, get, put
+from ferrum_ops.kernels.cpu.jit import jit
+from ferrum_ops.kernels.cpu.rows import dots, row_weights, weighted_rows
+from ferrum_ops.kernels.cpu.scratch import lay_down, pick_up
+from ferrum_ops.kernels.cpu.threads import share
+from ferrum_ops.kernels.cpu.tiles import LANES
+
+__all__ = ["STRETCH", "decode", "padded", "part_size", "room"]
+
+_ZERO, _ONE, _NONE = np.float32(0.0), np.float32(1.0), np.float32(-math.inf)
+
+#: keys of a stretch, and of what is looked at at once
+STRETCH, _KEYS = 256, 64
+#: which row is fetched while one is read: so many further on. With int8 keys it makes a step a third faster.
+_AHEAD = 16
+#: rows (queries of one head) that share what is read of a key
+_MANY = LANES // 4
+_VECTORS = 4
+_DOTS, _DOTS_OF_ONE = dots(_MANY), dots(1)
+_SUM, _SUM_LAST = weighted_rows(_MANY, _VECTORS), weighted_rows(_MANY, 1)
+_SUM_OF_ONE, _SUM_LAST_OF_ONE = weighted_rows(1, _VECTORS), weighted_rows(1, 1)
+
+#: the column of the plan after those of ``flash``: the first stretch that a sequence's queries see
+STRETCH_FIRST = 5
+PLAN = 6
+
+
+@jit
+def padded(size: int) -> int:
+    """A number of elements, up to whole vectors."""
+    return (size + LANES - 1) // LANES * LANES
+
+
+@jit
+def _rows_of(group: int) -> int:
+    """The rows of one head of keys, filled up to what is computed together."""
+    return group if group == 1 else (group + _MANY - 1) // _MANY * _MANY
+
+
+@jit
+def part_size(rows: int, key_heads: int, value_dim: int) -> int:
+    """How many numbers the results of a stretch are: sums of values, and each row's maximum and sum of weights."""
+    return _rows_of(rows) * key_heads * (padded(value_dim) + 2)
+
+
+@jit
+def room(rows: int, key_heads: int, dim: int, value_dim: int) -> int:
+    """How many numbers a thread works in."""
+    return _rows_of(rows) * (key_heads * padded(dim) + _KEYS) + part_size(rows, key_heads, value_dim)
+
+
+@jit(inner=True)
+def _prepare(
+    q: Any, q_steps: Any, first: int, rows: int, group: int, key_heads: int, dim: int, scale: Any, work: Any, at: int
+) -> None:
+    """The queries, scaled, in whole vectors: [key heads, rows, dim]."""
+    all_rows, wide = _rows_of(rows), padded(dim)
+    for head in range(key_heads):
+        for r in range(all_rows):
+            to = at + (head * all_rows + r) * wide
+            if r < rows:
+                start = (first + r // group) * q_steps[0] + (head * group + r % group) * q_steps[1]
+                for i in range(dim):
+                    put(work, to + i, get(q, start + i) * scale)
+                for i in range(dim, wide):
+                    put(work, to + i, _ZERO)
+            else:
+                for i in range(wide):
+                    put(work, to + i, _ZERO)
+
+
+@jit(inner=True)
+def _scores_of_head(
+    work: Any, queries: int, rows: int, wide: int, k: Any, k_first: int, lines: Any, ahead: Any, count: int, dim: int,
+    scores: int,
+) -> None:  # fmt: skip
+    if rows == 1:
+        for j in range(0, count, LANES):
+            _DOTS_OF_ONE(work, queries, wide, k, k_first, lines, ahead, j, dim, work, scores + j, _KEYS)
+        return
+    for j in range(0, count, LANES // _MANY):
+        for r in range(0, rows, _MANY):
+            at, to = queries + r * wide, scores + r * _KEYS + j
+            _DOTS(work, at, wide, k, k_first, lines, ahead, j, dim, work, to, _KEYS)
+
+
+@jit(inner=True)
+def _sums_of_head(
+    work: Any, scores: int, rows: int, v: Any, v_first: int, lines: Any, ahead: Any, count: int, dim: int, sums: int
+) -> None:
+    """Add the values times their weights to the sums."""
+    wide = padded(dim)
+    block = _VECTORS * LANES
+    for r in range(0, rows, 1 if rows == 1 else _MANY):
+        p, to = scores + r * _KEYS, sums + r * wide
+        i = 0
+        while i + block <= dim:
+            if rows == 1:
+                _SUM_OF_ONE(work, p, _KEYS, v, v_first + i, lines, ahead, count, work, to + i, wide, LANES)
+            else:
+                _SUM(work, p, _KEYS, v, v_first + i, lines, ahead, count, work, to + i, wide, LANES)
+            i += block
+        while i < dim:
+            last = min(LANES, dim - i)
+            if rows == 1:
+                _SUM_LAST_OF_ONE(work, p, _KEYS, v, v_first + i, lines, ahead, count, work, to + i, wide, last)
+            else:
+                _SUM_LAST(work, p, _KEYS, v, v_first + i, lines, ahead, count, work, to + i, wide, last)
+            i += LANES
+
+
+@jit(inner=True)
+def _stretches(
+    q: Any,
+    q_steps: Any,
+    k: Any,
+    k_scales: Any,
+    k_steps: Any,
+    v: Any,
+    v_scales: Any,
+    v_steps: Any,
+    paging: Any,
+    plan: Any,
+    sizes: Any,
+    options: Any,
+    parts: Any,
+    scratch: Any,
+    begin: int,
+    end: int,
+) -> None:
+    heads, key_heads, dim, value_dim, most_rows = sizes
+    scale, causal, window, cap = options
+    tables, block, ring = paging
+    group = heads // key_heads
+    wide, wide_out = padded(dim), padded(value_dim)
+    size = room(most_rows, key_heads, dim, value_dim)
+    each = part_size(most_rows, key_heads, value_dim)
+    start = pick_up(scratch, size)
+    slots = np.empty(_KEYS, np.int64)
+    k_lines, k_ahead = np.empty(_KEYS, np.int64), np.empty(_KEYS, np.int64)
+    v_lines, v_ahead = np.empty(_KEYS, np.int64), np.empty(_KEYS, np.int64)
+    for unit in range(begin, end):
+        s = sequence_of(plan, unit)
+        count, length = plan[s, Q_COUNT], plan[s, K_COUNT]
+        rows = count * group
+        all_rows = _rows_of(rows)
+        offset = length - count
+        queries, scores = start, start + all_rows * key_heads * wide
+        sums = scores + all_rows * _KEYS
+        tops = sums + all_rows * key_heads * wide_out
+        totals = tops + all_rows * key_heads
+        _prepare(q, q_steps, plan[s, Q_FIRST], rows, group, key_heads, dim, scale, scratch, queries)
+        for i in range(all_rows * key_heads * wide_out):
+            put(scratch, sums + i, _ZERO)
+        for i in range(all_rows * key_heads):
+            put(scratch, tops + i, _NONE)
+            put(scratch, totals + i, _ZERO)
+        first = (unit - plan[s, UNIT] + plan[s, STRETCH_FIRST]) * STRETCH
+        low = offset - window + 1 if window else 0  # of the first query
+        for piece in range(first, min(first + STRETCH, length), _KEYS):
+            # what lies before a window is not read at all
+            key = max(piece, low)
+            many = min(piece + _KEYS, length) - key
+            if many <= 0:
+                continue
+            for j in range(_KEYS):
+                slots[j] = slot_of(key + min(j, many - 1), plan[s, K_FIRST], tables, block, ring)
+                k_lines[j], v_lines[j] = slots[j] * k_steps[0], slots[j] * v_steps[0]
+            for j in range(_KEYS):  # of the next head, where there are no more rows of this one
+                soon, more = (j + _AHEAD, 0) if j + _AHEAD < many else (max(j + _AHEAD - many, 0) % _KEYS, 1)
+                k_ahead[j] = k_lines[soon] + more * k_steps[1]
+                v_ahead[j] = v_lines[soon] + more * v_steps[1]
+            vectors = (many + LANES - 1) // LANES
+            for head in range(key_heads):
+                at = queries + head * all_rows * wide
+                k_first, v_first = head * k_steps[1], head * v_steps[1]
+                _scores_of_head(scratch, at, all_rows, wide, k, k_first, k_lines, k_ahead, many, dim, scores)
+                for r in range(rows):
+                    line = scores + r * _KEYS
+                    if k_scales.size:
+                        for j in range(many):
+                            factor = get(k_scales, slots[j] * k_steps[2] + head)
+                            put(scratch, line + j, get(scratch, line + j) * factor)
+                    if cap > _ZERO:
+                        for j in range(many):
+                            put(scratch, line + j, tanh(get(scratch, line + j) * (_ONE / cap)) * cap)
+                    seen = many
+                    if causal:
+                        place = r // group + offset
+                        seen = max(0, min(many, place - key + 1))
+                        if window:
+                            for j in range(min(seen, place - window + 1 - key)):
+                                put(scratch, line + j, _NONE)
+                    for j in range(seen, vectors * LANES):
+                        put(scratch, line + j, _NONE)
+                    index = head * all_rows + r
+                    factor = row_weights(scratch, line, vectors, tops + index, totals + index)
+                    if factor != _ONE:
+                        for i in range(wide_out):
+                            to = sums + index * wide_out + i
+                            put(scratch, to, get(scratch, to) * factor)
+                    if v_scales.size:
+                        for j in range(many):
+                            scale_of = get(v_scales, slots[j] * v_steps[2] + head)
+                            put(scratch, line + j, get(scratch, line + j) * scale_of)
+                for r in range(rows, all_rows):
+                    for j in range(many):
+                        put(scratch, scores + r * _KEYS + j, _ZERO)
+                to = sums + head * all_rows * wide_out
+                _sums_of_head(scratch, scores, all_rows, v, v_first, v_lines, v_ahead, many, value_dim, to)
+        for i in range(each):
+            put(parts, unit * each + i, get(scratch, sums + i))
+    lay_down(scratch, size, start)
+
+
+@jit(inner=True)
+def _merge(plan: Any, sizes: Any, units: int, sinks: Any, parts: Any, out: Any, lse: Any, begin: int, end: int) -> None:
+    """The results of one head of keys of one sequence, from those of its stretches."""
+    heads, key_heads, _, value_dim, most_rows = sizes
+    group = heads // key_heads
+    wide = padded(value_dim)
+    each = part_size(most_rows, key_heads, value_dim)
+    for item in range(begin, end):
+        s, head = divmod(item, key_heads)
+        first = plan[s, UNIT]
+        last = plan[s + 1, UNIT] if s + 1 < len(plan) else units
+        all_rows = _rows_of(plan[s, Q_COUNT] * group)
+        tops = all_rows * key_heads * wide
+        totals = tops + all_rows * key_heads
+        for r in range(plan[s, Q_COUNT] * group):
+            index = head * all_rows + r
+            token, h = plan[s, Q_FIRST] + r // group, head * group + r % group
+            top = get(sinks, h) if sinks.size else _NONE
+            for unit in range(first, last):
+                found = get(parts, unit * each + tops + index)
+                top = found if found > top else top
+            base = _ZERO if top == _NONE else top
+            total = exp_below(get(sinks, h) - base) if sinks.size else _ZERO
+            for unit in range(first, last):
+                factor = exp_below(get(parts, unit * each + tops + index) - base)
+                total += get(parts, unit * each + totals + index) * factor
+            nothing = total == _ZERO
+            inverse = _ZERO if nothing else _ONE / total
+            to = (token * heads + h) * value_dim
+            mine = first * each + index * wide  # nobody else reads this row, so it holds the sum
+            for unit in range(first, last):
+                factor = exp_below(get(parts, unit * each + tops + index) - base)
+                at = unit * each + index * wide
+                for i in range(value_dim):
+                    before = _ZERO if unit == first else get(parts, mine + i)
+                    put(parts, mine + i, before + get(parts, at + i) * factor)
+            for i in range(value_dim):
+                put(out, to + i, get(parts, mine + i) * inverse if first < last else _ZERO)
+            put(lse, token * heads + h, _NONE if nothing else top + np.float32(math.log(total)))
+
+
+@jit
+def decode(
+    q: Any,
+    q_steps: Any,
+    k: Any,
+    k_scales: Any,
+    k_steps: Any,
+    v: Any,
+    v_scales: Any,
+    v_steps: Any,
+    tables: Any,
+    block: int,
+    ring: bool,
+    plan: Any,
+    units: int,
+    sizes: Any,
+    options: Any,
+    sinks: Any,
+    out: Any,
+    lse: Any,
+    parts: Any,
+    scratch: Any,
+    crew: int,
+) -> None:
+    """All stretches of all sequences, then their results; the arguments are those of ``flash``."""
+    scale, causal, window, cap = options
+    numbers = np.float32(scale), causal, window, np.float32(cap)
+    paging = tables, block, ring
+    arguments = (q, q_steps, k, k_scales, k_steps, v, v_scales, v_steps, paging, plan, sizes, numbers, parts, scratch)
+    share(crew, task(_stretches, arguments), units, 1)
+    share(crew, task(_merge, (plan, sizes, units, sinks, parts, out, lse)), len(plan) * sizes[1], 4)

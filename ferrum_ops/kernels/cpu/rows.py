@@ -1,0 +1,208 @@
+"""The innermost loops of attention of few queries, where vectors lie along keys and values as they lie in memory.
+
+As in ``tiles``, whose conventions hold here too. An array says how many elements after a first place each key or value
+begins, so that blocks of a cache are read where they are. A second array says which row to fetch while one is read,
+some rows further on: the processor's own guesses end with each page of memory, and a row may be on a page of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from ferrum_ops.kernels.cpu.intrinsics import write_exp_below
+from ferrum_ops.kernels.cpu.jit import intrinsic
+from ferrum_ops.kernels.cpu.tiles import FUSED, LANES, VECTOR, Place, Writer, cgutils, types, zero
+
+__all__ = ["dots", "row_weights", "weighted_rows"]
+
+_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+
+
+def _row_of(writer: Writer, places: Place, first: Place, key: Any) -> Place:
+    return writer.after(first, writer.b.load(writer.after(places, key).pointer))
+
+
+def _fetch(writer: Writer, place: Place) -> None:
+    """Have the processor read memory that will be needed soon; an address that does not exist does no harm."""
+    pointer = writer.b.bitcast(place.pointer, ir.IntType(8).as_pointer())
+    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
+    function = cgutils.get_or_insert_function(writer.b.module, kind, "llvm.prefetch.p0")
+    writer.b.call(function, [pointer, _I32(0), _I32(3), _I32(1)])
+
+
+def dots(rows: int) -> Any:
+    """The products of so many queries and ``LANES // rows`` keys, each a sum over the head's dimensions.
+
+    The function takes the queries, their place and the step from row to row, padded with zeros to whole vectors; the
+    keys, and the place from which rows are counted; the rows, the rows to fetch, and which of them is the first; the
+    dimensions; and where the scores go: an array, a place, and the step from row to row.
+    """
+    keys = LANES // rows
+    cells = [(row, key) for row in range(rows) for key in range(keys)]
+
+    @intrinsic
+    def products(
+        _typing: Any,
+        q: Any,
+        _q: Any,
+        _q_row: Any,
+        k: Any,
+        _k: Any,
+        lines: Any,
+        ahead: Any,
+        _key: Any,
+        _dim: Any,
+        out: Any,
+        _out: Any,
+        _out_row: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            writer = Writer(context, builder)
+            query, key0 = writer.place(q, *args[:2]), writer.place(k, *args[3:5])
+            here, next_ = writer.place(lines, args[5], args[7]), writer.place(ahead, args[6], args[7])
+            target = writer.place(out, *args[9:11])
+            queries = [writer.after(query, writer.times(args[2], row)) for row in range(rows)]
+            now = [_row_of(writer, here, key0, key) for key in range(keys)]
+            soon = [_row_of(writer, next_, key0, key) for key in range(keys)]
+            totals = {cell: writer.variable(zero(VECTOR)) for cell in cells}
+
+            def add(at: Any, count: Any = None) -> None:
+                loaded = [writer.load(writer.after(line, at), count) for line in now]
+                for line in soon:
+                    _fetch(writer, writer.after(line, at))
+                for row in range(rows):
+                    numbers = writer.load(writer.after(queries[row], at))
+                    for key in range(keys):
+                        writer.add_product(totals[row, key], numbers, loaded[key])
+
+            whole = builder.sdiv(args[8], _I64(LANES))
+            with writer.loop(whole) as i:
+                add(writer.times(i, LANES))
+            done = writer.times(whole, LANES)
+            left = builder.sub(args[8], done)
+            with builder.if_then(builder.icmp_signed(">", left, _I64(0))):
+                add(done, left)
+            sums = writer.sums([builder.load(totals[cell]) for cell in cells])
+            for row in range(rows):
+                place = writer.after(target, writer.times(args[11], row))
+                writer.store(writer.part(sums, row * keys, keys), place)
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(q, i, i, k, i, lines, ahead, i, i, out, i, i), generate
+
+    return products
+
+
+def weighted_rows(rows: int, vectors: int) -> Any:
+    """``out += weights @ values`` for so many rows of weights and so many vectors of the values, one of them cut short.
+
+    The function takes the weights, their place and the step from row to row; the values, and the place from which rows
+    are counted; the rows, the rows to fetch, and how many there are; an array, a place and the step from row to row for
+    the sums, whole vectors; and how many numbers the last vector has.
+    """
+    cells = [(row, j) for row in range(rows) for j in range(vectors)]
+
+    @intrinsic
+    def add(
+        _typing: Any,
+        p: Any,
+        _p: Any,
+        _p_row: Any,
+        v: Any,
+        _v: Any,
+        lines: Any,
+        ahead: Any,
+        _count: Any,
+        out: Any,
+        _out: Any,
+        _out_row: Any,
+        _last: Any,
+    ) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            writer = Writer(context, builder)
+            weight0, value0 = writer.place(p, *args[:2]), writer.place(v, *args[3:5])
+            nought = _I64(0)
+            here, next_ = writer.place(lines, args[5], nought), writer.place(ahead, args[6], nought)
+            target = writer.place(out, *args[8:10])
+            places = {
+                (row, j): writer.after(writer.after(target, writer.times(args[10], row)), j * LANES) for row, j in cells
+            }
+            totals = {cell: writer.variable(writer.load(places[cell])) for cell in cells}
+            with writer.loop(args[7]) as key:
+                line = _row_of(writer, here, value0, key)
+                soon = _row_of(writer, next_, value0, key)
+                for j in range(vectors):
+                    _fetch(writer, writer.after(soon, j * LANES))
+                loaded = [writer.load(writer.after(line, j * LANES)) for j in range(vectors - 1)]
+                # a mask costs nothing where processors have them; a single vector may be cut short
+                last = writer.after(line, (vectors - 1) * LANES)
+                loaded.append(writer.load(last, args[11] if vectors == 1 else None))
+                for row in range(rows):
+                    factor = writer.broadcast(writer.after(writer.after(weight0, writer.times(args[2], row)), key))
+                    for j in range(vectors):
+                        writer.add_product(totals[row, j], factor, loaded[j])
+            for cell in cells:
+                writer.store(builder.load(totals[cell]), places[cell])
+            return context.get_dummy_value()
+
+        i = types.intp
+        return types.void(p, i, i, v, i, lines, ahead, i, out, i, i, i), generate
+
+    return add
+
+
+@intrinsic
+def row_weights(_typing: Any, work: Any, _scores: Any, _vectors: Any, _top: Any, _total: Any) -> Any:
+    """One row of scores becomes exponentials relative to its greatest score so far.
+
+    The function takes an array, the place of the scores, how many vectors they are (hidden ones are -inf), and the
+    places of the row's maximum and of its sum. It returns the factor by which what was summed before shrinks.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        writer = Writer(context, builder)
+        scores, top, sum_ = (writer.place(work, args[0], at) for at in (args[1], args[3], args[4]))
+        hidden = ir.Constant(_F32, float("-inf"))
+        most = writer.variable(ir.Constant(VECTOR, [float("-inf")] * LANES))
+
+        def larger(x: Any, y: Any) -> Any:
+            # a NaN is no maximum: it makes its weight NaN, and so the sum
+            return builder.select(builder.fcmp_ordered(">", x, y, flags=FUSED), x, y)
+
+        with writer.loop(args[2]) as i:
+            score = writer.load(writer.after(scores, writer.times(i, LANES)))
+            builder.store(larger(score, builder.load(most)), most)
+        found = builder.load(most)
+        half = LANES // 2
+        while half:
+            found = larger(found, builder.shuffle_vector(found, found, _turned(half)))
+            half //= 2
+        before = builder.load(top.pointer)
+        greatest = larger(builder.extract_element(found, _I32(0)), before)
+        builder.store(greatest, top.pointer)
+        # where all is hidden, exp(-inf - 0) is the 0 that is wanted and exp(-inf + inf) a NaN
+        nothing = builder.fcmp_ordered("==", greatest, hidden, flags=FUSED)
+        base = builder.select(nothing, ir.Constant(_F32, 0.0), greatest)
+        factor = write_exp_below(builder, builder.fsub(before, base, flags=FUSED))
+        bases, total = writer.splat(base), writer.variable(zero(VECTOR))
+        with writer.loop(args[2]) as i:
+            place = writer.after(scores, writer.times(i, LANES))
+            weight = write_exp_below(builder, builder.fsub(writer.load(place), bases, flags=FUSED))
+            writer.store(weight, place)
+            builder.store(builder.fadd(builder.load(total), weight, flags=FUSED), total)
+        kind = ir.FunctionType(_F32, [_F32, VECTOR])
+        add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+        added = builder.call(add, [ir.Constant(_F32, -0.0), builder.load(total)], fastmath=FUSED)
+        sum_before = builder.fmul(builder.load(sum_.pointer), factor, flags=FUSED)
+        builder.store(builder.fadd(sum_before, added, flags=FUSED), sum_.pointer)
+        return factor
+
+    i = types.intp
+    return types.float32(work, i, i, i, i), generate
+
+
+def _turned(half: int) -> Any:
+    return ir.Constant(ir.VectorType(_I32, LANES), [lane ^ half for lane in range(LANES)])
