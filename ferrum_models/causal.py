@@ -101,6 +101,14 @@ class CausalLM(Module):
         model: the decoder.
         lm_head: vectors to logits; absent where the embedding does it.
         logits_softcap: logits become ``cap * tanh(logit / cap)``.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_models import random_model
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+        >>> model = random_model({**tiny, "num_hidden_layers": 2, "num_attention_heads": 2})
+        >>> model(fa.asarray([[1, 2, 3], [4, 5, 0]]), lengths=[3, 2]).shape, model.size
+        ((2, 3, 9), 1088)
     """
 
     config: DecoderConfig

@@ -36,6 +36,13 @@ class Group(Protocol):
     Attributes:
         rank: which of the ranks this one is, from 0.
         size: how many there are.
+
+    Examples:
+        >>> from ferrum_ops import Group, run_ranks
+        >>> def place(group: Group) -> tuple[int, int]:
+        ...     return group.rank, group.size
+        >>> run_ranks(2, place)
+        [(0, 2), (1, 2)]
     """
 
     rank: int

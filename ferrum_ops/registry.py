@@ -99,6 +99,14 @@ class Explanation:
         features: the parameters beyond the plain call that are in use.
         runs: the name of the implementation that runs.
         others: pairs of another implementation's name and the reason why it does not run.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops import explain, l2_norm, use_fast_paths
+        >>> with use_fast_paths(False):
+        ...     explain(l2_norm, fa.ones(3), eps=1e-6)
+        l2_norm on cpu, float32
+          runs  reference
     """
 
     op: str

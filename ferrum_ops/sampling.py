@@ -26,6 +26,12 @@ class Sampled(NamedTuple):
         logprobs: [...]: that of the token, in float32 (float64 for float64).
         top_ids: [..., n], int64: the likeliest tokens, in order; of equals the lower comes first.
         top_logprobs: [..., n]: theirs.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops import Sampled, sample
+        >>> isinstance(sample(fa.zeros(4), logprobs=2), Sampled)
+        True
     """
 
     ids: Tensor

@@ -19,6 +19,13 @@ class Verified(NamedTuple):
     Attributes:
         ids: [..., K + 1], int64: the accepted drafts, then one token from the model, then -1.
         accepted: [...], int64: how many drafts were accepted, 0 to K.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_ops import spec_verify
+        >>> p = fa.asarray([[0.0, 1.0], [1.0, 0.0]])
+        >>> spec_verify(p, None, fa.asarray([1]), fa.asarray([0.5, 0.5])).accepted
+        Tensor(1)
     """
 
     ids: Tensor
@@ -112,7 +119,7 @@ def _spec_verify(target_p: Tensor, draft_p: Tensor | None, draft_ids: Tensor, u:
         q = fa.where(fa.any(drafted, axis=-1, keepdims=True), draft_p.astype(wide, copy=False), 0.0)
     p_draft, q_draft = (fa.sum(fa.where(drafted, x, 0.0), axis=-1) for x in (p[..., :k, :], q))
     fits = fa.logical_and(u >= 0.0, u < 1.0)
-    # u q may round up to q, where p = q must be accepted whatever u is
+    # u may be rounded up to 1, but where p is not below q every u accepts
     agreed = fa.logical_or(u[..., :k].astype(wide, copy=False) * q_draft < p_draft, q_draft <= p_draft)
     agreed = fa.logical_and(fa.logical_and(agreed, p_draft > 0.0), fits[..., :k])
     accepted = fa.sum(fa.cumulative_prod(agreed.astype("i64"), axis=-1), axis=-1)

@@ -155,10 +155,11 @@ def register_layout(name: str, load: str) -> None:
         ValueError: for a name that is taken.
 
     Examples:
-        >>> from ferrum_ops.quant.types import layout_names, register_layout
-        >>> register_layout("tiles of an example", "my_kernels:TILES")
-        >>> "tiles of an example" in layout_names()
-        True
+        >>> from ferrum_ops.quant.types import register_layout
+        >>> register_layout("plain", "my_kernels:TILES")
+        Traceback (most recent call last):
+        ...
+        ValueError: register_layout: there already is a layout 'plain'
     """
     if name in ("plain", "int") or name in _layouts:
         raise ValueError(f"register_layout: there already is a layout {name!r}")

@@ -153,6 +153,16 @@ def test_in_pieces_in_batches_and_packed(
     assert fa.all(same == last)
 
 
+def test_neighbours_of_equal_lengths(device: fa.Device) -> None:
+    lengths = [2, 2, 5, 5, 5, 1]
+    tensors, arrays = operands(6, sum(lengths), 6, (1, 2, 4, 3), 0.1, fa.float32, device=device)
+    o, last = gated_delta_rule(*tensors, SequenceMeta.packed(lengths))
+    for i, (a, b) in enumerate(pairwise(np.cumsum([0, *lengths]))):
+        want, state = exact(*(x[a:b] for x in arrays[:5]), arrays[5][i], 0.5, False)
+        check(o[a:b], want, fa.float32, TOLERANCE[fa.float32])
+        check(last[i], state, fa.float32, TOLERANCE[fa.float32])
+
+
 def test_many_chunks_are_worked_in_spans(device: fa.Device, monkeypatch: pytest.MonkeyPatch) -> None:
     tensors, arrays = operands(5, 150, 1, (1, 2, 4, 3), 0.1, fa.float32, device=device)
     want, state = exact(*arrays[:5], arrays[5][0], 0.5, True)

@@ -176,6 +176,13 @@ def test_top_p_keeps_as_few_as_have_the_share(device: fa.Device) -> None:
         assert int(fa.sum(fa.isfinite(process_logits(y, top_p=0.5)).astype("i64"))) == n // 2
 
 
+def test_a_share_that_lacks_the_least_part_needs_one_token_more(device: fa.Device) -> None:
+    # 2**37 and 33 parts: the first alone lacks 33 / 2**32 - 1 of one part
+    x = fa.asarray([[0.0, math.log(33.5) - 37 * math.log(2.0)]], device=device)
+    assert np.isfinite(wide(process_logits(x, top_p=1 - 2.0**-32))).tolist() == [[True, True]]
+    assert np.isfinite(wide(process_logits(x, top_p=1 - 2.0**-31))).tolist() == [[True, False]]
+
+
 def test_a_share_of_all_keeps_also_what_is_too_small_to_count(device: fa.Device) -> None:
     x = fa.asarray([[0.0, -90.0, -30.0]], device=device)
     for p in (1.0, fa.asarray([1.0], device=device)):

@@ -397,7 +397,7 @@ def test_names_come_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: scheme("int4-g"), "no scheme 'int4-g'; names look like int8, int4-g32"),
+        (lambda: scheme("int4-g"), "no scheme 'int4-g'; names look like int8, int8-a8, int4-g32"),
         (lambda: scheme("q9_k"), "no scheme 'q9_k'"),
         (lambda: scheme("int7"), "bits must be one of .*, got 7"),
         (lambda: scheme("int4-g0"), "group must be at least 1, or None for the whole row, got 0"),

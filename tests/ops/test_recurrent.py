@@ -46,7 +46,7 @@ def exact_conv(x: Array, w: Array, state: Array, bias: Array | None) -> tuple[Ar
 
 @given(
     seed=st.integers(0, 2**32 - 1),
-    lengths=st.lists(st.integers(0, 6), max_size=4),
+    lengths=st.lists(st.sampled_from([0, 1, 3, 6]), max_size=5),
     channels=st.integers(0, 9),
     width=st.integers(1, 5),
     kind=st.sampled_from([None, *KINDS]),

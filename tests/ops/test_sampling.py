@@ -49,7 +49,10 @@ def test_shares_are_exact(device: fa.Device, total: int, places: int) -> None:
         assert share(whole, part).item() == product // 2**32
 
 
-@given(weights=st.lists(st.integers(0, 2**37), min_size=1, max_size=9), u=st.floats(0, 1, exclude_max=True, width=32))
+@given(
+    weights=st.lists(st.one_of(st.integers(0, 2), st.integers(0, 2**37)), min_size=1, max_size=9),
+    u=st.one_of(st.integers(0, 7).map(lambda n: n / 8), st.floats(0, 1, exclude_max=True, width=32)),
+)
 def test_draws_invert_the_sums(device: fa.Device, weights: list[int], u: float) -> None:
     got = draw(fa.asarray([weights], device=device), fa.asarray([u], dtype="f32", device=device)).item()
     target = sum(weights) * int(u * 2**32)
@@ -57,6 +60,11 @@ def test_draws_invert_the_sums(device: fa.Device, weights: list[int], u: float) 
     # the bound is rounded down, which is the same for whole numbers
     assert got == want
     assert got == -1 or weights[got] > 0
+
+
+def test_a_draw_at_a_bound_takes_what_comes_after(device: fa.Device) -> None:
+    u = fa.asarray([0.0, 0.25, 0.5, 0.75], device=device)
+    assert draw(fa.asarray([[0, 1, 0, 2, 1]] * 4, device=device), u).tolist() == [1, 3, 3, 4]
 
 
 @pytest.mark.parametrize("u", [-0.001, 1.0, 7.0, math.nan, math.inf])

@@ -139,6 +139,9 @@ def test_drafts_that_the_model_would_make_are_all_accepted(device: fa.Device) ->
         got = spec_verify(p, p[:, :3], ids, fa.full((8, 4), u, dtype="f32", device=device))
         assert got.accepted.tolist() == [3] * 8
         assert fa.all(got.ids[:, :3] == ids)
+    if device.supports(fa.float64):  # this u is 1 in float32
+        almost = fa.full((8, 4), 1 - 2.0**-53, dtype="f64", device=device)
+        assert spec_verify(p, p[:, :3], ids, almost).accepted.tolist() == [3] * 8
 
 
 def test_certain_drafts_are_as_one_hot_ones(device: fa.Device) -> None:
