@@ -1,0 +1,205 @@
+"""Kernels of ``linear`` for processors with AVX-512: dense weights, and integers with scales.
+
+Sums are float32, in an order of their own. Products of bfloat16 are those of the instruction ``vdpbf16ps``, which takes
+numbers and sums below the least normal one, 2**-126, as 0, and adds two products before it rounds. Weights are read
+where they lie; nothing is kept between calls. Where N is large and there are few inputs, the time is that of reading
+the weights.
+
+=======================  ====================  ===================  ====================================
+weights                  inputs                few rows (up to 15)  more rows
+=======================  ====================  ===================  ====================================
+f32                      f32                   f32                  f32
+f16                      f16                   f32                  f32
+bf16                     bf16                  bf16                 bf16
+int8, int4               f32, f16              f32                  f32
+int8                     bf16                  f32                  bf16: 8 bits are exact in it
+int4                     bf16                  bf16                 bf16
+int8, int4 and ``a8``    any, made int8        int8, exact sums     int8, exact sums of groups
+=======================  ====================  ===================  ====================================
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+import ferrum_array as fa
+from ferrum_array import Dtype, Tensor
+from ferrum_ops.kernels.cpu.arrays import Array, empty, rows
+from ferrum_ops.kernels.cpu.inputs import Inputs, as_int8, as_records, as_rows
+from ferrum_ops.kernels.cpu.integers import Format
+from ferrum_ops.kernels.cpu.microkernels import SIZE
+from ferrum_ops.kernels.cpu.products import BF16, DEPTH, F16, F32, FEW, Product, product, whole
+from ferrum_ops.kernels.cpu.products_int import few_integers, many_integers
+from ferrum_ops.kernels.cpu.threads import crew
+from ferrum_ops.quant.integer import IntScheme
+from ferrum_ops.quant.tensor import QuantTensor
+
+__all__ = ["EVERY", "Recipe", "Weights", "linear", "linear_refuses", "prepared", "recipe", "refuses", "weights_of"]
+
+_NAMES = {fa.float32: "f32", fa.float16: "f16", fa.bfloat16: "bf16"}
+_WRITTEN = {fa.float32: F32, fa.float16: F16, fa.bfloat16: BF16}
+#: groups for which there are tiles
+_SMALL_GROUPS, _STEP, _LARGEST = (32, 64), 128, 2048
+#: stands for rows of x that are taken as they come
+EVERY = np.empty(0, np.int64)
+
+
+class Recipe(NamedTuple):
+    """How a kind of weights is multiplied with inputs of a dtype.
+
+    Attributes:
+        few: the numbers that few rows of inputs are multiplied in.
+        many: the same for many rows.
+        form: what the weights are, where they are integers in groups; its kind says nothing.
+        run: multiplies all: see ``products.whole``.
+        made: its parts.
+    """
+
+    few: str
+    many: str
+    form: Format | None
+    run: Callable[..., None]
+    made: Product
+
+
+class Weights(NamedTuple):
+    """Weights [N, K], or [E, N, K], as kernels take them.
+
+    Attributes:
+        recipe: how they are multiplied.
+        numbers: see ``products``.
+        strides: from one matrix of a stack to the next: of values, scales and zeros.
+        group: how many numbers of a row have one scale; K where all of it has.
+        memory: what must exist as long as they are used.
+    """
+
+    recipe: Recipe
+    numbers: tuple[int, int, int, int, int, int, int]
+    strides: tuple[int, int, int]
+    group: int
+    memory: object
+
+
+@cache
+def recipe(x: Dtype, stored: str, form: Format | None) -> Recipe:
+    """The recipe for inputs of a dtype and weights that are stored so; *form* is given for integers in groups."""
+    inputs = "bf16" if x is fa.bfloat16 else "f32"
+    if form is None:
+        few, many = ("f32", inputs) if stored == "int8" else (inputs, inputs)
+        made = product(few, stored)
+        if many != few:
+            made = made._replace(many=product(many, stored).many)
+    else:
+        few = many = inputs
+        if form.kind == "int8":
+            few = many = "int8"
+        elif form.bits == 8:
+            few = "f32"
+        made = Product(few_integers(form._replace(kind=few)), many_integers(form._replace(kind=many)), form.bits)
+    return Recipe(few, many, form, whole(made, (few, many, stored, form)), made)
+
+
+def weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
+    """*w* for inputs of a dtype; ``refuses`` must have had no objection."""
+    if isinstance(w, Tensor):
+        address, row, stack = _place(w._data)
+        found = recipe(x, _NAMES[w.dtype], None)
+        return Weights(found, (address, row, 0, 0, 0, 0, 0), (stack, 0, 0), w.shape[-1], w)
+    scheme, parts, count = w.scheme, w.parts, w.shape[-1]
+    assert isinstance(scheme, IntScheme)
+    address, row, stack = _place(parts["values"]._data)
+    scales = parts["scales"]
+    if scheme.group is None and scheme.bits == 8 and scheme.activations is None:
+        scales = scales.astype("f32", copy=False)
+        line = np.ascontiguousarray(scales._data)
+        numbers = (address, row, line.ctypes.data, 4, 0, 0, 0)
+        return Weights(recipe(x, "int8", None), numbers, (stack, 4 * w.shape[-2], 0), count, (w, line))
+    s_address, s_row, s_stack = _place(scales._data)
+    z_address, z_row, z_stack = (0, 0, 0) if scheme.symmetric else _place(parts["zeros"]._data)
+    group = count if scheme.group is None else scheme.group
+    block = 512 // scheme.bits
+    shares = block // group if scheme.group is not None and group < block else 1
+    kind = "int8" if scheme.activations else "f32"
+    form = Format(kind, scheme.bits, not scheme.symmetric, _NAMES[scales.dtype], shares)
+    numbers = (address, row, s_address, s_row, z_address, z_row, max(group, 1))
+    return Weights(recipe(x, f"int{scheme.bits}", form), numbers, (stack, s_stack, z_stack), group, w)
+
+
+def _place(data: Array) -> tuple[int, int, int]:
+    """The address of an array and its strides, from row to row and from matrix to matrix."""
+    strides = data.strides
+    return data.ctypes.data, strides[-2], strides[0] if data.ndim == 3 else 0
+
+
+def refuses(w: Tensor | QuantTensor) -> str | None:
+    """Why kernels cannot read the weights, or None."""
+    if isinstance(w, Tensor):
+        return None if _dense(w._data) else "the rows of w have gaps"
+    scheme = w.scheme
+    if not isinstance(scheme, IntScheme) or w.layout != "plain":
+        return f"does not read {scheme.name}, {w.layout}"
+    if scheme.bits == 8 and not scheme.symmetric:
+        return "does not take 8 bits with zeros"
+    group = scheme.group
+    if group is not None and group not in _SMALL_GROUPS and (group % _STEP or group > _LARGEST):
+        return f"groups are of 32, 64, 128 or multiples of 128 up to {_LARGEST} numbers, not {group}"
+    if not all(_dense(part._data) for part in w.parts.values()):
+        return "the rows of w have gaps"
+    return None
+
+
+def _dense(data: Array) -> bool:
+    """Whether the numbers of each row lie side by side, and rows do not go backwards."""
+    return not data.size or (
+        (data.shape[-1] == 1 or data.strides[-1] == data.itemsize) and all(stride >= 0 for stride in data.strides)
+    )
+
+
+def prepared(line: Array, step: int, index: Array, rows: int, count: int, dtype: Dtype, w: Weights) -> Inputs:
+    """Rows of inputs as the weights want them: those of the flat array *line*, a step apart; with *index*, gathered."""
+    found, helpers = w.recipe, crew(rows * count)
+    few, form = rows <= FEW, found.form
+    kind = found.few if few else found.many
+    if form is not None and few:
+        return as_records(line, step, index, rows, count, w.group, form._replace(kind=kind))
+    if kind == "int8":
+        assert form is not None
+        piece = min(w.group, DEPTH)
+        return as_int8(line, step, index, rows, count, w.group, piece, 16 if form.bits == 4 else 128, helpers)
+    wanted = fa.bfloat16 if kind == "bf16" else fa.float32
+    # words of two numbers are read whole
+    if dtype is wanted and not index.size and (count * SIZE[kind] % 4 == 0 or (few and form is None)):
+        return Inputs((line.ctypes.data, step * line.itemsize, 0, 0, 0), line)
+    return as_rows(line, step, index, rows, count, wanted, helpers)
+
+
+def linear_refuses(_x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) -> str | None:
+    """Why the kernel does not take a call, or None."""
+    if out not in _WRITTEN:
+        return f"does not give {out}"
+    return refuses(w)
+
+
+def linear(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) -> Tensor:
+    """The op."""
+    columns, count = w.shape
+    given = math.prod(x.shape[:-1])
+    line, step = rows(x)
+    result, target = empty((*x.shape[:-1], columns), out, x)
+    biases = None if bias is None else np.ascontiguousarray(bias.astype("f32", copy=False)._data)
+    weights = weights_of(x.dtype, w)
+    inputs = prepared(line, step, EVERY, given, count, x.dtype, weights)
+    output = (
+        target.ctypes.data,
+        columns * target.itemsize,
+        _WRITTEN[out],
+        0 if biases is None else biases.ctypes.data,
+    )
+    work = columns * count * given
+    weights.recipe.run(inputs.numbers, weights.numbers, output, (given, count, columns), crew(work))
+    return result
