@@ -40,12 +40,27 @@ _CACHES = frozenset((x, y) for x in (_F32, _F16, _BF16) for y in (_F32, _F16, _B
 _HERE = __name__
 
 
-def _row(op: str, place: str, *features: str, dtypes: frozenset[Dtypes] = _FLOATS, name: str = "", **more: str) -> Row:
+def _row(
+    op: str,
+    place: str,
+    *features: str,
+    dtypes: frozenset[Dtypes] = _FLOATS,
+    name: str = "",
+    processor: tuple[str, ...] = (),
+    **more: str,
+) -> Row:
     load = f"{_HERE}.{place}"
-    return Row(op, f"cpu.{name or op}", "cpu", dtypes, frozenset(features), load, missing=needs(), **more)
+    return Row(op, f"cpu.{name or op}", "cpu", dtypes, frozenset(features), load, missing=needs(*processor), **more)
 
 
 _KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid")
+#: what products ask of the processor, with inputs of some dtypes, or rounded to 8 bits as weights may ask for
+_WIDE = ("avx512f", "avx512bw", "avx512vl", "avx512dq")
+_PRODUCTS = (
+    ("", frozenset({(_F32,), (_F16,)}), (), _WIDE),
+    ("_bf16", frozenset({(_BF16,)}), (), (*_WIDE, "avx512bf16")),
+    ("_a8", _FLOATS, ("a8",), (*_WIDE, "avx512vnni")),
+)
 
 register(
     _row("rms_norm", "norms:rms_norm", "offset"),
@@ -91,4 +106,19 @@ register(
         *("full", "window", "softcap", "sinks", "ring", "lse"),
         dtypes=_CACHES,
     ),
+)
+
+register(
+    *(
+        _row(
+            "linear",
+            "gemm:linear",
+            *("quant:int4", "quant:int8", "zeros", "bias", "mixed", "dtype", *more),
+            dtypes=dtypes,
+            name=f"linear{suffix}",
+            processor=processor,
+            when=f"{_HERE}.gemm:linear{'_a8' if more else ''}_refuses",
+        )
+        for suffix, dtypes, more, processor in _PRODUCTS
+    )
 )

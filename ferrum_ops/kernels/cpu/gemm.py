@@ -39,7 +39,10 @@ from ferrum_ops.kernels.cpu.threads import crew
 from ferrum_ops.quant.integer import IntScheme
 from ferrum_ops.quant.tensor import QuantTensor
 
-__all__ = ["EVERY", "Recipe", "Weights", "linear", "linear_refuses", "prepared", "recipe", "refuses", "weights_of"]
+__all__ = [
+    "EVERY", "Recipe", "Weights", "linear", "linear_a8_refuses", "linear_refuses", "no_a8", "prepared", "recipe",
+    "refuses", "weights_of",
+]  # fmt: skip
 
 _NAMES = {fa.float32: "f32", fa.float16: "f16", fa.bfloat16: "bf16"}
 _WRITTEN = {fa.float32: F32, fa.float16: F16, fa.bfloat16: BF16}
@@ -153,6 +156,14 @@ def refuses(w: Tensor | QuantTensor) -> str | None:
     return None
 
 
+def no_a8(*weights: Tensor | QuantTensor) -> str | None:
+    """Why kernels that only multiply integers of 8 bits cannot take the weights, or None."""
+    for w in weights:
+        if isinstance(w, Tensor) or not isinstance(w.scheme, IntScheme) or w.scheme.activations is None:
+            return "only takes weights that ask for inputs of 8 bits"
+    return None
+
+
 def _dense(data: Array) -> bool:
     """Whether the numbers of each row lie side by side, and rows do not go backwards."""
     return not data.size or (
@@ -183,6 +194,11 @@ def linear_refuses(_x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out
     if out not in _WRITTEN:
         return f"does not give {out}"
     return refuses(w)
+
+
+def linear_a8_refuses(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) -> str | None:
+    """The same, where a processor may multiply integers of 8 bits and not bfloat16."""
+    return no_a8(w) or linear_refuses(x, w, bias, out)
 
 
 def linear(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) -> Tensor:

@@ -17,7 +17,7 @@ from ferrum_array import Dtype
 from ferrum_ops.kernels.cpu.arrays import Array
 from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.integers import Format
-from ferrum_ops.kernels.cpu.intrinsics import get, put
+from ferrum_ops.kernels.cpu.intrinsics import get, get_int, put
 from ferrum_ops.kernels.cpu.jit import EXACT, intrinsic, jit
 from ferrum_ops.kernels.cpu.threads import share
 
@@ -74,9 +74,21 @@ def _plus(_typing: Any, _total: Any, _x: Any) -> Any:
     """``total + x`` in 32 bits."""
 
     def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.add(args[0], builder.sext(args[1], _I32))
+        return builder.add(*args)
 
-    return types.int32(types.int32, types.int8), generate
+    return types.int32(types.int32, types.int32), generate
+
+
+@intrinsic
+def _write(_typing: Any, array: Any, _index: Any, _value: Any) -> Any:
+    """Write an int8 to a place, which counts from 0: numba's own way looks for negative ones, one by one."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        data = context.make_array(array)(context, builder, args[0]).data
+        builder.store(args[2], builder.gep(data, [args[1]], inbounds=True))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int8), generate
 
 
 @jit
@@ -106,7 +118,7 @@ def _quantise_row(x: Any, at: int, count: int, group: int, q: Any, to: int, end:
             scale, factor = _NAN, _ZERO
         scales[first + start // group] = scale
         for i in range(start, stop):
-            q[to + i] = _nearest(get(x, at + i), factor)
+            _write(q, to + i, _nearest(get(x, at + i), factor))
     for i in range(to + count, end):
         q[i] = 0
 
@@ -142,7 +154,7 @@ def _records_int8(
         for lane in range(16):
             total = np.int32(0)
             for i in range(in_lane):
-                total = _plus(total, q[source + lane * in_lane + i])
+                total = _plus(total, get_int(q, source + lane * in_lane + i))
             if zeros:
                 floats[lanes + 16 + lane] = np.float32(total)
             else:
@@ -247,7 +259,7 @@ def _int8_body(
                 scales[place + p] = scales[place]
             total = np.int32(0)
             for i in range(p * piece, min(count, (p + 1) * piece)):
-                total = _plus(total, q[at + i])
+                total = _plus(total, get_int(q, at + i))
             starts[place + p] = total * -offset
 
 
