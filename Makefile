@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 PACKAGES := ferrum_array ferrum_ops ferrum_models
-SOURCES := $(PACKAGES) tests benchmarks conformance
+SOURCES := $(PACKAGES) tests benchmarks conformance models
 JOBS ?= 2
 # Test workers share the cores: with threads of their own on top, they would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1

@@ -1,0 +1,1 @@
+"""The language model that lies in the repository, and the scripts that make it."""
