@@ -91,7 +91,8 @@ def _samples(folder: Path) -> str:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        model.train(mode=False)
         shown = []
         chats = [
             tokenizer.apply_chat_template(
@@ -102,7 +103,7 @@ def _samples(folder: Path) -> str:
         for prompt, title in zip([*chats, *BEGUN], [*ASKED, *BEGUN], strict=True):
             given = tokenizer(prompt, return_tensors="pt")
             out = model.generate(**given, max_new_tokens=96, do_sample=False)[0, given.input_ids.shape[1] :]
-            said = tokenizer.decode(out, skip_special_tokens=True).rstrip()
+            said = str(tokenizer.decode(out, skip_special_tokens=True)).rstrip()
             text = f"> {title}\n\n{said}" if title in ASKED else title + said
             shown.append("````text\n" + text + "\n````")
     return "\n\n".join(shown)

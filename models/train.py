@@ -80,7 +80,8 @@ class Text:
 
     def __init__(self, work: Path, length: int) -> None:
         table = json.loads((work / "text.json").read_text())["documents"]
-        parts = load_file(work / "text.safetensors")["ids"].split([row["tokens"] for row in table])
+        ids = load_file(work / "text.safetensors")["ids"]
+        parts = torch.split(ids, [row["tokens"] for row in table])
         rows = list(zip(table, parts, strict=True))
         self.length = length
         self.training = [(SHARES[row["kind"]], part) for row, part in rows if not row["held_out"]]
@@ -111,7 +112,7 @@ class Text:
             windows = self.epoch(draw)
             if len(windows) < size:
                 raise ValueError(f"a batch of {size} windows is more than the {len(windows)} that the text has")
-            yield from windows[: len(windows) // size * size].split(size)
+            yield from torch.split(windows[: len(windows) // size * size], size)
 
 
 @torch.no_grad()
@@ -125,8 +126,10 @@ def measure(network: Network, text: Text, device: str, exactly: bool = False) ->
     for kind, (ids, octets) in text.measured.items():
         total = 0.0
         whole = (len(ids) - 1) // text.length * text.length
-        windows = list(ids[: whole + 1].long().unfold(0, text.length + 1, text.length).split(16)) if whole else []
-        for window in [*windows, ids[whole:].long().unsqueeze(0)]:
+        windows = [ids[whole:].long().unsqueeze(0)]
+        if whole:
+            windows += torch.split(ids[: whole + 1].long().unfold(0, text.length + 1, text.length), 16)
+        for window in windows:
             if window.shape[1] > 1:
                 moved = window.to(device)
                 with torch.autocast(device, torch.bfloat16, enabled=device != "cpu" and not exactly):

@@ -24,9 +24,8 @@ def read(folder: Path) -> Any:
         warnings.simplefilter("ignore")  # of other people's libraries
         from transformers import AutoModelForCausalLM
 
-        model, told = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
-        )
+        read: Any = AutoModelForCausalLM.from_pretrained
+        model, told = read(folder, local_files_only=True, dtype=torch.float32, output_loading_info=True)
     assert not any(told.values()), told
     return model.eval()
 
