@@ -6,22 +6,37 @@ from ferrum_models.bert import BertConfig, BertModel
 from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
 from ferrum_models.encoder import SentenceEncoder, load_encoder
-from ferrum_models.generation import Sampling, generate, generate_ids, stream_generate
+from ferrum_models.generation import (
+    Batch,
+    PromptCache,
+    Sampling,
+    generate,
+    generate_batch,
+    generate_ids,
+    load_prompt_cache,
+    save_prompt_cache,
+    stream_generate,
+)
 from ferrum_models.loading import load, random_model
 from ferrum_models.tokenizing import Tokenizer
 
 __all__ = [
+    "Batch",
     "BertConfig",
     "BertModel",
     "CausalLM",
     "ModelCache",
+    "PromptCache",
     "Sampling",
     "SentenceEncoder",
     "Tokenizer",
     "generate",
+    "generate_batch",
     "generate_ids",
     "load",
     "load_encoder",
+    "load_prompt_cache",
     "random_model",
+    "save_prompt_cache",
     "stream_generate",
 ]

@@ -27,6 +27,7 @@ class ModelCache:
         room: what it has room for.
         layers: what each layer keeps.
         lengths: how many tokens of each sequence it holds.
+        reached: how many each has held at most: a ring has overwritten what lies too far before that.
 
     Examples:
         >>> import ferrum_array as fa
@@ -43,6 +44,7 @@ class ModelCache:
         self.room = room
         self.layers = tuple(layers)
         self.lengths = [0] * room.sequences
+        self.reached = [0] * room.sequences
         self._paged = room.kind == "paged"
         self._blocks: list[list[int]] = [[] for _ in range(room.sequences)]
         self._free = list(range(room.blocks - 1, -1, -1))
@@ -61,6 +63,7 @@ class ModelCache:
             raise ValueError(
                 f"a sequence would have {max(after)} tokens, but the cache has room for {room.capacity}; make it larger"
             )
+        self.reached = list(map(max, self.reached, after))  # a pass that is broken off may have written them
         blocks: tuple[tuple[int, ...], ...] | None = None
         if self._paged:
             needed = [-(-n // room.block_size) - len(own) for n, own in zip(after, self._blocks, strict=True)]
@@ -92,19 +95,27 @@ class ModelCache:
             not 0 <= n <= m for n, m in zip(lengths, self.lengths, strict=False)
         ):
             raise ValueError(f"lengths must be from 0 to those that are held, {self.lengths}, got {list(lengths)}")
-        back = max((m - n for n, m in zip(lengths, self.lengths, strict=True)), default=0)
-        if back == 0:
-            return
-        for kept in self.layers:
-            if not isinstance(kept, KVCache):
-                raise ValueError("a recurrent layer cannot forget its last tokens; begin with a new cache")
-            if kept.spec.layout == "ring" and max(self.lengths) > kept.spec.block_size and back > self.room.chunk:
-                raise ValueError(f"a ring can forget its last {self.room.chunk} tokens at most, not {back}")
+        obstacle = self.obstacle(lengths)
+        if obstacle is not None:
+            raise ValueError(obstacle)
         self.lengths = list(lengths)
         for own, n in zip(self._blocks, lengths, strict=True):
             spare = own[-(-n // self.room.block_size) :]
             del own[len(own) - len(spare) :]
             self._free += spare
+
+    def obstacle(self, lengths: Sequence[int]) -> str | None:
+        """Why the tokens beyond these *lengths* cannot be forgotten, or None if they can."""
+        changes = [(n, m) for n, now, m in zip(lengths, self.lengths, self.reached, strict=True) if n < now]
+        back = max((m - n for n, m in changes), default=0)
+        if back == 0:
+            return None
+        for kept in self.layers:
+            if not isinstance(kept, KVCache):
+                return "a recurrent layer cannot forget its last tokens; begin with a new cache"
+            if kept.spec.layout == "ring" and max(self.reached) > kept.spec.block_size and back > self.room.chunk:
+                return f"a ring can forget its last {self.room.chunk} tokens at most, not {back}"
+        return None
 
     @property
     def nbytes(self) -> int:

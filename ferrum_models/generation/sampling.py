@@ -116,13 +116,20 @@ class Chooser:
         prompts: the ids of each sequence so far.
         vocabulary: how many ids there are.
         device: where logits lie.
+        seeds: one for each sequence; that of the rules if absent.
     """
 
     def __init__(
-        self, sampling: Sampling, prompts: Sequence[Sequence[int]], vocabulary: int, device: fa.Device
+        self,
+        sampling: Sampling,
+        prompts: Sequence[Sequence[int]],
+        vocabulary: int,
+        device: fa.Device,
+        seeds: Sequence[int] | None = None,
     ) -> None:
         self._sampling = sampling
-        self._random = fa.random.default_rng(sampling.seed)
+        # a stream of numbers for each, so that none depends on its neighbours
+        self._random = [fa.random.default_rng(one) for one in seeds or [sampling.seed] * len(prompts)]
         self._device = device
         self._rules: dict[str, Any] = {}
         if sampling.logit_bias:
@@ -138,31 +145,37 @@ class Chooser:
             self._rules["presence"] = sampling.presence_penalty
             self._rules["frequency"] = sampling.frequency_penalty
 
-    def processed(self, logits: Tensor, *, temperature: bool = True) -> Tensor:
-        """Logits [B, V] after the rules."""
+    def processed(self, logits: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """Logits [B, V] after the rules; *rows* says which sequences they belong to, if not all."""
         s = self._sampling
         rules = dict(self._rules)
         if self._counts is not None:
             rules["counts"] = self._counts
-        if temperature and not s.greedy:
+            if rows is not None:
+                places = fa.asarray(list(rows), dtype=fa.int64, device=self._device)
+                rules.update({name: fa.take(rules[name], places, axis=0) for name in ("counts", "prompt")})
+        if not s.greedy:
             rules.update(temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, min_p=s.min_p)
         return process_logits(logits, **rules) if rules else logits
 
-    def uniforms(self, *shape: int) -> Tensor:
-        """The next numbers from 0 to below 1."""
-        return self._random.uniform(shape, dtype=fa.float32, device=self._device)
+    def uniforms(self, count: int, row: int = 0) -> Tensor:
+        """The next *count* numbers from 0 to below 1 of a sequence."""
+        return self._random[row].uniform((count,), dtype=fa.float32, device=self._device)
 
-    def choose(self, logits: Tensor) -> Tensor:
-        """A token for each row of logits [B, V]: ids [B].
+    def choose(self, logits: Tensor, rows: Sequence[int] | None = None) -> Tensor:
+        """A token for each row of logits [B, V]: ids [B]; *rows* says which sequences they belong to, if not all.
 
         Raises:
             ValueError: if the rules leave no token, or the logits have NaN; found when the ids are read.
         """
-        s = self._sampling
-        ids = sample(self.processed(logits), None if s.greedy else self.uniforms(logits.shape[0]))
+        chance: Tensor | None = None
+        numbers = range(logits.shape[0]) if rows is None else rows
+        if not self._sampling.greedy:
+            chance = fa.concat([self.uniforms(1, row) for row in numbers])
+        ids = sample(self.processed(logits, rows), chance)
         if self._counts is not None:
-            rows = fa.arange(logits.shape[0], device=self._device)
-            self._counts[rows, ids] = self._counts[rows, ids] + 1
+            places = fa.asarray(list(numbers), dtype=fa.int64, device=self._device)
+            self._counts[places, ids] = self._counts[places, ids] + 1
         return ids
 
 

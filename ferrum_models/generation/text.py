@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Literal
 
+from ferrum_array import Dtype
 from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
 from ferrum_models.chat import Message
+from ferrum_models.generation.prompt_cache import PromptCache
 from ferrum_models.generation.sampling import Sampling
 from ferrum_models.generation.tokens import Draft, Token, generate_tokens
 from ferrum_models.progress import Progress, progressing
@@ -18,6 +20,7 @@ from ferrum_models.tokenizing import Tokenizer
 
 __all__ = ["Generated", "Prompt", "StopText", "generate", "prompt_ids", "stream_generate"]
 
+FinishReason = Literal["stop", "length"]
 #: a text, its ids, or the messages of a conversation
 Prompt = str | Sequence[int] | Sequence[Message]
 
@@ -37,6 +40,7 @@ class Generated:
         generation_tps: how many a second, from the first on.
         peak_memory: the most memory that the process had, in bytes.
         finish_reason: None while it goes on; ``stop`` at a token or text that ends it, ``length`` at the limit.
+        known_tokens: how many tokens of the prompt a prompt cache remembered; they are not in *prompt_tps*.
     """
 
     text: str
@@ -48,7 +52,8 @@ class Generated:
     generation_tokens: int
     generation_tps: float
     peak_memory: int
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: FinishReason | None = None
+    known_tokens: int = 0
 
 
 class StopText:
@@ -110,6 +115,8 @@ def stream_generate(
     stop: Sequence[str] = (),
     stop_ids: Collection[int] | None = None,
     cache: ModelCache | None = None,
+    kv_dtype: Dtype | str | None = None,
+    prompt_cache: PromptCache | None = None,
     draft: Draft | None = None,
 ) -> Iterator[Generated]:
     """Generate text piece by piece: the texts of the pieces, joined, are what :func:`generate` gives.
@@ -123,6 +130,8 @@ def stream_generate(
         stop: texts that end the answer, and are not part of it.
         stop_ids: ids that end it; those of config and tokenizer if absent.
         cache: see ``generate_ids``.
+        kv_dtype: see ``generate_ids``.
+        prompt_cache: see ``generate_ids``.
         draft: see ``generate_ids``.
 
     Raises:
@@ -136,38 +145,64 @@ def stream_generate(
     """
     ids = prompt_ids(tokenizer, prompt)
     stops = frozenset((*model.config.eos_token_ids, *tokenizer.eos_ids) if stop_ids is None else stop_ids)
+    known = 0 if prompt_cache is None else prompt_cache.shared(ids)
     tokens = generate_tokens(
-        model, ids, max_new_tokens=max_tokens, sampling=sampling, stop_ids=stops, cache=cache, draft=draft
+        model,
+        ids,
+        max_new_tokens=max_tokens,
+        sampling=sampling,
+        stop_ids=stops,
+        cache=cache,
+        kv_dtype=kv_dtype,
+        prompt_cache=prompt_cache,
+        draft=draft,
     )
-    return _pieces(tokens, tokenizer, len(ids), StopText(stop), stops)
+    return _pieces(tokens, len(ids), known, TextRow(tokenizer, stop, stops))
 
 
-def _pieces(
-    tokens: Iterator[Token], tokenizer: Tokenizer, prompt: int, stop: StopText, stops: frozenset[int]
-) -> Iterator[Generated]:
-    stream = tokenizer.detokenizer()
+class TextRow:
+    """The text of one sequence as its tokens come.
+
+    Args:
+        tokenizer: it.
+        stop: texts that end the text.
+        stops: ids that end it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str], stops: Collection[int]) -> None:
+        self._stream = tokenizer.detokenizer()
+        self._stop = StopText(stop)
+        self._stops = stops
+
+    def add(self, token: Token) -> tuple[str, FinishReason | None]:
+        """The text that *token* completes, and why none follows, if none does."""
+        ended, stop = token.id in self._stops, self._stop
+        text = stop.add("" if ended else self._stream.add(token.id))
+        if token.last and not stop.stopped:
+            text += stop.add(self._stream.flush())
+            text += "" if stop.stopped else stop.flush()
+        return text, "stop" if ended or stop.stopped else "length" if token.last else None
+
+
+def _pieces(tokens: Iterator[Token], prompt: int, known: int, row: TextRow) -> Iterator[Generated]:
     start = first = perf_counter()
     for count, one in enumerate(tokens, 1):
         now = perf_counter()
         if count == 1:
             first = now
-        ended = one.id in stops
-        text = stop.add("" if ended else stream.add(one.id))
-        if one.last and not stop.stopped:
-            text += stop.add(stream.flush())
-            text += "" if stop.stopped else stop.flush()
-        reason: Literal["stop", "length"] | None = "stop" if ended or stop.stopped else "length" if one.last else None
+        text, reason = row.add(one)
         yield Generated(
             text,
             one.id,
             one.logprob,
             one.drafted,
             prompt,
-            prompt / max(first - start, 1e-9),
+            (prompt - known) / max(first - start, 1e-9),
             count,
             (count - 1) / max(now - first, 1e-9) if count > 1 else 0.0,
             peak_memory(),
             reason,
+            known,
         )
         if reason is not None:
             return
@@ -193,6 +228,8 @@ def generate(
     stop: Sequence[str] = (),
     stop_ids: Collection[int] | None = None,
     cache: ModelCache | None = None,
+    kv_dtype: Dtype | str | None = None,
+    prompt_cache: PromptCache | None = None,
     draft: Draft | None = None,
     progress: Progress = None,
 ) -> str:
@@ -215,6 +252,8 @@ def generate(
         stop=stop,
         stop_ids=stop_ids,
         cache=cache,
+        kv_dtype=kv_dtype,
+        prompt_cache=prompt_cache,
         draft=draft,
     )
     found: list[str] = []

@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple
 
 import ferrum_array as fa
-from ferrum_array import Tensor
+from ferrum_array import Dtype, Tensor
 from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
+from ferrum_models.generation.prompt_cache import PromptCache
 from ferrum_models.generation.sampling import Chooser, Sampling
 from ferrum_ops import sample, spec_verify
 
-__all__ = ["Draft", "Token", "checked_prompt", "generate_ids", "generate_tokens", "prefill"]
+__all__ = ["Draft", "Token", "checked_prompt", "generate_ids", "generate_tokens", "prefill", "token_logprobs"]
 
 
 class Token(NamedTuple):
@@ -46,6 +47,8 @@ def generate_ids(
     sampling: Sampling | None = None,
     stop_ids: Collection[int] | None = None,
     cache: ModelCache | None = None,
+    kv_dtype: Dtype | str | None = None,
+    prompt_cache: PromptCache | None = None,
     draft: Draft | None = None,
 ) -> Iterator[int]:
     """The ids that follow the prompt *ids*, one at a time; the one that ends the text is given too.
@@ -57,6 +60,8 @@ def generate_ids(
         sampling: how tokens are chosen; the likeliest if absent.
         stop_ids: ids that end the text; those of the model's config if absent, none if empty.
         cache: of one sequence, with room for the prompt and the new tokens; it holds them afterwards, but for the last.
+        kv_dtype: of the keys and values that are kept, where there is no cache; that of the model, or ``int8``.
+        prompt_cache: what is remembered of an earlier prompt; what *ids* share with it is not computed again.
         draft: a model that proposes tokens; the text keeps the distribution of *model*.
 
     Raises:
@@ -71,7 +76,15 @@ def generate_ids(
         5
     """
     tokens = generate_tokens(
-        model, ids, max_new_tokens=max_new_tokens, sampling=sampling, stop_ids=stop_ids, cache=cache, draft=draft
+        model,
+        ids,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop_ids=stop_ids,
+        cache=cache,
+        kv_dtype=kv_dtype,
+        prompt_cache=prompt_cache,
+        draft=draft,
     )
     return (one.id for one in tokens)
 
@@ -84,6 +97,8 @@ def generate_tokens(
     sampling: Sampling | None = None,
     stop_ids: Collection[int] | None = None,
     cache: ModelCache | None = None,
+    kv_dtype: Dtype | str | None = None,
+    prompt_cache: PromptCache | None = None,
     draft: Draft | None = None,
 ) -> Iterator[Token]:
     """As :func:`generate_ids`, with the probability of each token.
@@ -95,21 +110,42 @@ def generate_tokens(
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise ValueError(f"max_new_tokens must be an integer of at least 0, got {max_new_tokens!r}")
     rules = Sampling() if sampling is None else sampling
+    if (cache is not None) + (kv_dtype is not None) + (prompt_cache is not None) > 1:
+        raise ValueError("cache, kv_dtype and prompt_cache exclude each other: each says what keys and values go to")
+    if prompt_cache is not None and prompt_cache.model is not model:
+        raise ValueError("the prompt cache belongs to another model; make one for this model")
     held = 0 if cache is None else cache.lengths[0]
     total, limit = held + len(prompt) + max_new_tokens, model.config.max_position_embeddings
     if held + len(prompt) > limit:
         raise ValueError(f"the prompt has {held + len(prompt)} tokens, but the model's positions end at {limit}")
-    extra = 0 if draft is None else draft.tokens
-    if cache is None:
-        cache = model.make_cache(1, min(total + extra, limit))
+    if draft is not None:
+        _check_draft(model, rules, draft, held)
+    rest, extra = prompt, 0 if draft is None else draft.tokens
+    if prompt_cache is not None:
+        rest, cache = prompt_cache.begin(prompt, max_new_tokens + extra)
+        held = cache.lengths[0]
+    elif cache is None:
+        cache = model.make_cache(1, min(total + extra, limit), dtype=kv_dtype)
     elif cache.room.sequences != 1:
         raise ValueError(f"one text needs a cache of one sequence, got {cache!r}")
     elif held + len(prompt) > cache.room.capacity:
         raise ValueError(f"the prompt reaches {held + len(prompt)} tokens, but this is {cache!r}; make it larger")
+    chooser = Chooser(rules, [prompt], model.config.vocab_size, model.device)
     stops = frozenset(model.config.eos_token_ids if stop_ids is None else stop_ids)
-    room = min(max_new_tokens, min(limit, cache.room.capacity) - held - len(prompt) + 1)
+    room = min(max_new_tokens, min(limit, cache.room.capacity) - held - len(rest) + 1)
     if draft is None:
-        return _plain(model, prompt, rules, stops, cache, room)
+        tokens = _plain(model, rest, chooser, stops, cache, room)
+    else:
+        helper = draft.model
+        if prompt_cache is not None:
+            known = prompt_cache.helper(helper).begin(prompt, max_new_tokens + extra)
+        else:
+            known = prompt, helper.make_cache(1, min(cache.room.capacity, helper.config.max_position_embeddings))
+        tokens = _speculative(model, rest, chooser, rules, stops, cache, room, draft, *known)
+    return tokens if prompt_cache is None else _noted(tokens, prompt_cache)
+
+
+def _check_draft(model: CausalLM, rules: Sampling, draft: Draft, held: int) -> None:
     if rules.penalised:
         raise ValueError("penalties and a draft model together are not implemented; leave one of them out")
     if draft.model.config.vocab_size != model.config.vocab_size:
@@ -118,8 +154,15 @@ def generate_tokens(
             f"{model.config.vocab_size}; they must share it"
         )
     if held:
-        raise ValueError("a draft model has read nothing of what the cache holds; begin with an empty cache")
-    return _speculative(model, prompt, rules, stops, cache, room, draft)
+        raise ValueError(
+            "a draft model has read nothing of what the cache holds; begin with an empty cache, or use a prompt cache"
+        )
+
+
+def _noted(tokens: Iterator[Token], cache: PromptCache) -> Iterator[Token]:
+    for one in tokens:
+        cache.note(one.id)
+        yield one
 
 
 def checked_prompt(model: CausalLM, ids: Sequence[int]) -> list[int]:
@@ -150,9 +193,8 @@ def prefill(model: CausalLM, prompt: Sequence[int], cache: ModelCache) -> Tensor
 
 
 def _plain(
-    model: CausalLM, prompt: list[int], rules: Sampling, stops: frozenset[int], cache: ModelCache, room: int
+    model: CausalLM, prompt: list[int], chooser: Chooser, stops: frozenset[int], cache: ModelCache, room: int
 ) -> Iterator[Token]:
-    chooser = Chooser(rules, [prompt], model.config.vocab_size, model.device)
     if room < 1:
         return
     logits = prefill(model, prompt, cache)
@@ -160,7 +202,7 @@ def _plain(
         ids = chooser.choose(logits)
         chosen = _read(ids)
         last = chosen in stops or number == room - 1
-        yield Token(chosen, float(_logprobs(logits)[0, chosen]), last=last)
+        yield Token(chosen, float(token_logprobs(logits)[0, chosen]), last=last)
         if last:
             return
         logits = model.logits(model.forward(ids, [1], cache))
@@ -173,7 +215,8 @@ def _read(ids: Tensor, place: int = 0) -> int:
     return chosen
 
 
-def _logprobs(logits: Tensor) -> Tensor:
+def token_logprobs(logits: Tensor) -> Tensor:
+    """The logarithms of the probabilities of all tokens."""
     top = fa.max(logits, axis=-1, keepdims=True)
     shifted = logits - top
     return shifted - fa.log(fa.sum(fa.exp(shifted), axis=-1, keepdims=True))
@@ -182,21 +225,26 @@ def _logprobs(logits: Tensor) -> Tensor:
 def _speculative(
     model: CausalLM,
     prompt: list[int],
+    chooser: Chooser,
     rules: Sampling,
     stops: frozenset[int],
     cache: ModelCache,
     room: int,
     draft: Draft,
+    helper_prompt: list[int],
+    helper: ModelCache,
 ) -> Iterator[Token]:
-    """Drafts of the cheaper model, verified by the model: all tokens are the model's own."""
-    vocabulary, device = model.config.vocab_size, model.device
-    chooser = Chooser(rules, [prompt], vocabulary, device)
-    helper = draft.model.make_cache(1, min(cache.room.capacity, draft.model.config.max_position_embeddings))
+    """Drafts of the cheaper model, verified by the model: all tokens are the model's own.
+
+    *prompt* and *helper_prompt* are what the two have not read yet; they end alike.
+    """
+    device = model.device
     if room < 1:
         return
     if len(prompt) > 1:
         prefill(model, prompt[:-1], cache)
-        prefill(draft.model, prompt[:-1], helper)
+    if len(helper_prompt) > 1:
+        prefill(draft.model, helper_prompt[:-1], helper)
     pending = [prompt[-1]]  # what the model has not read yet: one token; the helper may lack one more
     behind = [prompt[-1]]
     given = 0
@@ -213,7 +261,7 @@ def _speculative(
             chooser.uniforms(count + 1),
         )
         accepted, ids = int(verified.accepted), verified.ids.tolist()
-        logprobs = _logprobs(logits)
+        logprobs = token_logprobs(logits)
         base = cache.lengths[0] - count
         cache.truncate([base + accepted])
         known = helper.lengths[0] - max(0, count - 1)  # before the drafts, of which the last was never read
@@ -257,4 +305,4 @@ def _shares(chooser: Chooser, rules: Sampling, logits: Tensor) -> Tensor:
         best = sample(processed)
         numbers = fa.arange(logits.shape[-1], device=logits.device)
         return (numbers == fa.expand_dims(best, axis=-1)).astype(logits.dtype)
-    return fa.exp(_logprobs(processed))
+    return fa.exp(token_logprobs(processed))

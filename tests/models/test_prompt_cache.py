@@ -1,0 +1,311 @@
+"""Prompts that are read once: the same tokens as without, after any change of mind, from memory and from files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ferrum_array as fa
+from ferrum_models import (
+    CausalLM,
+    PromptCache,
+    Sampling,
+    generate_ids,
+    load_prompt_cache,
+    random_model,
+    save_prompt_cache,
+)
+from ferrum_models.generation import Draft
+
+TINY: dict[str, Any] = {
+    "model_type": "qwen3",
+    "vocab_size": 41,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 600,
+}
+WINDOWED = {**TINY, "model_type": "mistral", "sliding_window": 5}
+
+
+@pytest.fixture(scope="module")
+def model(device: fa.Device) -> CausalLM:
+    return random_model(TINY, device=device)
+
+
+@pytest.fixture(scope="module")
+def windowed(device: fa.Device) -> CausalLM:
+    return random_model(WINDOWED, device=device)
+
+
+def alone(model: CausalLM, ids: list[int], tokens: int = 6, **options: Any) -> list[int]:
+    return list(generate_ids(model, ids, max_new_tokens=tokens, **options))
+
+
+class Counting:
+    """Counts the tokens that a model reads."""
+
+    def __init__(self, model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tokens = 0
+        forward = CausalLM.forward
+
+        def counted(one: CausalLM, ids: fa.Tensor, *rest: Any) -> fa.Tensor:
+            if one is model:
+                self.tokens += ids.shape[0]
+            return forward(one, ids, *rest)
+
+        monkeypatch.setattr(CausalLM, "forward", counted)
+
+
+prompts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=4)
+
+
+@given(texts=prompts, windowed=st.booleans(), paged=st.booleans(), chunk=st.sampled_from([3, 4, 512]))
+def test_any_sequence_of_prompts_gives_the_tokens_of_each_alone(
+    texts: list[list[int]], windowed: bool, paged: bool, chunk: int
+) -> None:
+    model = WINDOWED_ON_CPU if windowed else ON_CPU
+    kept = PromptCache(model, kind="paged" if paged else "contiguous", chunk=chunk)
+    for text in texts:
+        found = alone(model, text, prompt_cache=kept)
+        assert found == alone(model, text)
+        assert kept.ids == [*text, *found[:-1]]
+        assert kept.shared([*text, *found]) in (0, len(text) + len(found) - 1)
+
+
+ON_CPU, WINDOWED_ON_CPU = random_model(TINY, device="cpu"), random_model(WINDOWED, device="cpu")
+
+
+def test_only_what_differs_is_read(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = PromptCache(model)
+    first = alone(model, [1, 2, 3, 4, 5], prompt_cache=kept)
+    count = Counting(model, monkeypatch)
+    alone(model, [1, 2, 3, 9], 1, prompt_cache=kept)
+    assert count.tokens == 1
+    alone(model, [1, 2, 3, 9], 1, prompt_cache=kept)  # the last is read again: its logits are needed
+    assert count.tokens == 2
+    alone(model, [7, 2, 3, 9], 1, prompt_cache=kept)
+    assert count.tokens == 6
+    kept.clear()
+    assert (kept.ids, repr(kept)) == ([], "PromptCache(0 of 600 tokens)")
+    assert alone(model, [1, 2, 3, 4, 5], prompt_cache=kept) == first
+
+
+def test_memory_grows_with_the_text(model: CausalLM) -> None:
+    kept = PromptCache(model)
+    text = [5, 6, 7]
+    for tokens in (250, 20, 280):  # beyond 256, and beyond 512
+        found = alone(model, text, tokens, prompt_cache=kept)
+        assert found == alone(model, text, tokens)
+        assert kept.cache is not None
+        assert len(text) + tokens <= kept.cache.room.capacity <= 600
+        text += found
+    assert kept.shared(text) == len(text) - 1
+
+
+def test_a_ring_grows_and_goes_back(windowed: CausalLM) -> None:
+    kept = PromptCache(windowed, chunk=4)
+    text = [5, 6, 7] * 90
+    first = alone(windowed, text, 3, prompt_cache=kept)
+    assert kept.shared([*text[:-2], 1]) == len(text) - 2
+    assert kept.shared([*text[:-9], 1]) == 0  # overwritten
+    near = [*text[:-2], 1]
+    assert alone(windowed, near, 3, prompt_cache=kept) == alone(windowed, near, 3)
+    assert kept.shared(text[:-4]) == 0  # two are forgotten already, and two more would be too many
+    assert alone(windowed, text, 300, prompt_cache=kept)[:3] == first
+
+
+def test_a_limit_ends_texts(model: CausalLM) -> None:
+    kept = PromptCache(model, limit=8)
+    whole = alone(model, [1, 2, 3], 20)
+    assert alone(model, [1, 2, 3], 20, prompt_cache=kept) == whole[:6]
+    with pytest.raises(ValueError, match="the prompt has 9 tokens, but the prompt cache is limited to 8"):
+        alone(model, [1] * 9, prompt_cache=kept)
+    for limit in (0, 601, True):
+        with pytest.raises(ValueError, match="limit must be from 1 to the model's positions, 600"):
+            PromptCache(model, limit=limit)
+
+
+@pytest.mark.parametrize("dtype", ["int8", None])
+def test_answers_that_are_broken_off_leave_it_whole(model: CausalLM, dtype: str | None) -> None:
+    kept = PromptCache(model, dtype=dtype)
+    options = {} if dtype is None else {"kv_dtype": dtype}
+    text, whole = [1, 2, 3], alone(model, [1, 2, 3], 12, **options)
+    for draft in (None, Draft(model, 3)):
+        tokens = generate_ids(model, text, max_new_tokens=12, prompt_cache=kept, draft=draft)
+        assert [next(tokens) for _ in range(5)] == whole[:5]
+        del tokens
+        assert kept.ids == [*text, *whole[:5]][: len(kept.ids)]
+        assert alone(model, text, 12, prompt_cache=kept) == whole
+
+
+def test_chance_and_penalties_see_the_whole_prompt(model: CausalLM) -> None:
+    rules = Sampling(temperature=1.0, repetition_penalty=3.0, presence_penalty=1.0, seed=4)
+    kept = PromptCache(model)
+    for text in ([1, 2, 3], [1, 2, 3, 4, 5], [1, 2, 3]):
+        assert alone(model, text, sampling=rules, prompt_cache=kept) == alone(model, text, sampling=rules)
+
+
+def test_drafts_remember_too(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = random_model(TINY, seed=1, device=model.device)
+    kept, draft = PromptCache(model), Draft(helper, 3)
+    text = [1, 2, 3, 4]
+    found = alone(model, text, prompt_cache=kept, draft=draft)
+    assert found == alone(model, text)
+    count = Counting(helper, monkeypatch)
+    for end in ([7], [8, 9]):
+        text = [*text, *found, *end]
+        found = alone(model, text, prompt_cache=kept, draft=draft)
+        assert found == alone(model, text)
+    alone(model, [*text, *found], 1, prompt_cache=kept, draft=draft)
+    assert count.tokens < 60
+    other = random_model(TINY, seed=2, device=model.device)
+    assert alone(model, text, prompt_cache=kept, draft=Draft(other)) == found
+
+
+def test_int8_goes_through_generation(model: CausalLM) -> None:
+    text = [1, 2, 3, 4]
+    cache = model.make_cache(1, 40, dtype="int8")
+    expected = alone(model, text, cache=cache)
+    assert alone(model, text, kv_dtype="int8") == expected
+    assert alone(model, text, prompt_cache=PromptCache(model, dtype="int8")) == expected
+
+
+# Files.
+
+
+@pytest.mark.parametrize("kind", ["contiguous", "paged"])
+@pytest.mark.parametrize("dtype", [None, "int8", "bf16"])
+@pytest.mark.parametrize("ring", [False, True])
+def test_files_bring_it_back(
+    tmp_path: Path, model: CausalLM, windowed: CausalLM, kind: Any, dtype: str | None, ring: bool
+) -> None:
+    one = windowed if ring else model
+    path = tmp_path / "prompt.safetensors"
+    text = [4, 5, 6] * 100
+    kept = PromptCache(one, dtype=dtype, kind=kind, chunk=7)
+    alone(one, text, prompt_cache=kept)
+    save_prompt_cache(path, kept)
+    back = load_prompt_cache(path, one)
+    assert back.ids == kept.ids
+    assert back.cache is not None
+    assert kept.cache is not None
+    assert (back.cache.room.kind, back.cache.room.dtype) == (kind, kept.cache.room.dtype)
+    for asked in ([*text, 9], [*text[:-1], 8, 8], [1, 2], text):
+        assert back.shared(asked) == kept.shared(asked)
+        assert alone(one, asked, prompt_cache=back) == alone(one, asked, prompt_cache=kept)
+    again = tmp_path / "again.safetensors"
+    save_prompt_cache(again, load_prompt_cache(path, one))
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_what_a_file_holds_is_used(tmp_path: Path) -> None:
+    """Numbers that were changed in the file change what follows."""
+    path = tmp_path / "prompt.safetensors"
+    kept = PromptCache(ON_CPU)
+    alone(ON_CPU, [4, 5, 6, 7], 1, prompt_cache=kept)
+    save_prompt_cache(path, kept)
+    with fa.io.open_safetensors(path) as file:
+        tensors, about = dict(file), dict(file.metadata)
+    assert set(tensors) == {"ids", "layers.0.k", "layers.0.v", "layers.1.k", "layers.1.v"}
+    tensors["layers.0.v"] = tensors["layers.0.v"] + 9
+    fa.io.save_safetensors(tensors, path, metadata=about)
+    logits = []
+    for one in (kept, load_prompt_cache(path, ON_CPU)):
+        rest, cache = one.begin([4, 5, 6, 7, 8], 1)
+        assert rest == [8]
+        logits.append(ON_CPU(fa.asarray([rest]), cache=cache).numpy())
+    assert np.max(np.abs(logits[0] - logits[1])) > 0.1
+
+
+def test_a_file_of_one_storage_serves_another(tmp_path: Path, model: CausalLM) -> None:
+    path = tmp_path / "prompt.safetensors"
+    text = [4, 5, 6, 7, 8]
+    kept = PromptCache(ON_CPU)
+    expected = alone(ON_CPU, text, prompt_cache=kept)
+    save_prompt_cache(path, kept)
+    back = load_prompt_cache(path, model)
+    assert back.shared(text) == 4
+    assert alone(model, text, prompt_cache=back) == expected
+
+
+def test_files_that_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "prompt.safetensors"
+    kept = PromptCache(ON_CPU)
+    with pytest.raises(ValueError, match="remembers nothing yet"):
+        save_prompt_cache(path, kept)
+    alone(ON_CPU, [1, 2, 3], prompt_cache=kept)
+    save_prompt_cache(path, kept)
+    others = [
+        random_model(TINY, seed=1),
+        random_model({**TINY, "rope_theta": 5.0}),
+        random_model({**TINY, "num_hidden_layers": 3}),
+        random_model(TINY, dtype="bf16"),
+    ]
+    for other in others:
+        with pytest.raises(ValueError, match="was made with another model, or with this one in another dtype"):
+            load_prompt_cache(path, other)
+        with pytest.raises(ValueError, match="the prompt cache belongs to another model"):
+            alone(other, [1], prompt_cache=kept)
+    with pytest.raises(ValueError, match="has up to 8 tokens, but the limit is 7"):
+        load_prompt_cache(path, ON_CPU, limit=7)
+    with pytest.raises(FileNotFoundError):
+        load_prompt_cache(tmp_path / "none.safetensors", ON_CPU)
+    content = path.read_bytes()
+    for size in (0, 7, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:size])
+        with pytest.raises(ValueError, match=r"prompt\.safetensors"):
+            load_prompt_cache(path, ON_CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("format", "something", "is no prompt cache"),
+        ("kind", "heap", "said to be heap"),
+        ("dtype", "i32", "in i32"),
+        ("chunk", "0", "chunk is '0'"),
+        ("chunk", "", "chunk is ''"),
+        ("reached", "-1", "reached is '-1'"),
+        ("reached", "2", "to have reached 2"),
+        ("reached", "99999999999", "the limit is 600"),
+        ("ids", [1, 2, 41], "its tokens do not fit"),
+        ("ids", [], "its tokens do not fit"),
+        ("ids", [[1], [2]], "its tokens do not fit"),
+        ("ids", [1, 2, 3, 4, 5, 6, 7, 8, 9], "to have reached 8"),
+        ("ids", [1.0], "its tokens do not fit"),
+        ("ids", [1, 2, 3, 4, 5, 6, 7, 7, 7, 7], "said to be"),
+        ("layers.1.k", None, "layers.1.k must be float32 .8, 2, 8., it is missing"),
+        ("layers.1.k", [[[1.0]]], r"got float32 \(1, 1, 1\)"),
+        ("layers.2.k", [1.0], "layers.2.k do not belong to this model"),
+    ],
+)
+def test_damaged_files_are_refused(tmp_path: Path, name: str, value: Any, message: str) -> None:
+    path = tmp_path / "prompt.safetensors"
+    kept = PromptCache(ON_CPU)
+    alone(ON_CPU, [1, 2, 3], prompt_cache=kept)
+    save_prompt_cache(path, kept)
+    with fa.io.open_safetensors(path) as file:
+        tensors, about = dict(file), dict(file.metadata)
+    if name in about:
+        about[name] = value
+    elif value is None:
+        del tensors[name]
+    else:
+        tensors[name] = fa.asarray(value)
+    fa.io.save_safetensors(tensors, path, metadata=about)
+    with pytest.raises(ValueError, match=message):
+        load_prompt_cache(path, ON_CPU)
+
+
+def test_only_one_place_for_keys(model: CausalLM) -> None:
+    with pytest.raises(ValueError, match="cache, kv_dtype and prompt_cache exclude each other"):
+        generate_ids(model, [1], max_new_tokens=1, prompt_cache=PromptCache(model), kv_dtype="int8")
