@@ -13,6 +13,8 @@ __all__ = ["Settings"]
 
 _T = TypeVar("_T")
 _MISSING: Any = object()
+#: what models that also see or hear say of all their parts
+_OUTER = ("dtype", "torch_dtype", "quantization", "quantization_config")
 
 
 class Settings:
@@ -38,7 +40,7 @@ class Settings:
     def __init__(self, values: Mapping[str, Any], source: str = "the config") -> None:
         inner = values.get("text_config")
         if isinstance(inner, Mapping):
-            values = {**{key: values[key] for key in ("dtype", "torch_dtype") if key in values}, **inner}
+            values = {**{key: values[key] for key in _OUTER if key in values}, **inner}
         self.values = values
         self.source = source
 

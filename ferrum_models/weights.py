@@ -8,7 +8,9 @@ from pathlib import Path
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
-from ferrum_ops import QuantTensor
+from ferrum_array.io import SafetensorsFile
+from ferrum_models.stacks import Stack, halves
+from ferrum_ops import QuantTensor, dequantize
 
 __all__ = ["LinearFormat", "RandomWeights", "Weights"]
 
@@ -44,7 +46,7 @@ class Weights:
         source: what errors call them.
         device: where they shall lie; where they are, if absent.
         dtype: of floating tensors; as stored, if absent.
-        formats: readers of linear layers that are not stored as a dense ``weight``.
+        formats: readers of matrices that are not stored as a dense ``weight``; the first that finds its own reads.
 
     Examples:
         >>> import ferrum_array as fa
@@ -72,14 +74,22 @@ class Weights:
         self._prefix = ""
 
     @classmethod
-    def load(cls, path: Path, *, device: Device | str | None = None, dtype: Dtype | str | None = None) -> Weights:
+    def load(
+        cls,
+        path: Path,
+        *,
+        device: Device | str | None = None,
+        dtype: Dtype | str | None = None,
+        formats: Sequence[LinearFormat] = (),
+    ) -> Weights:
         """The weights of a safetensors file or an index of several, on *device* and in *dtype* if given.
 
         Raises:
             FileNotFoundError: if there is no such file. ValueError: if it is damaged.
         """
         where = fa.get_default_device() if device is None else Device(device)
-        return cls(fa.io.open_safetensors(path), str(path), device=where, dtype=None if dtype is None else Dtype(dtype))
+        wanted = None if dtype is None else Dtype(dtype)
+        return cls(fa.io.open_safetensors(path), str(path), device=where, dtype=wanted, formats=formats)
 
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._shared.tensors
@@ -91,8 +101,80 @@ class Weights:
         part._prefix = self._prefix + "".join(f"{name}." for name in names)
         return part
 
+    @property
+    def path(self) -> str:
+        """The name of this part; empty for the whole."""
+        return self._prefix.removesuffix(".")
+
+    @property
+    def parent(self) -> Weights:
+        """The part that this one belongs to."""
+        *above, _ = self.path.split(".")
+        part = self.at()
+        part._prefix = "".join(f"{name}." for name in above)
+        return part
+
     def take(self, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The tensor *name*, of real floating-point numbers and this *shape*."""
+        """The tensor *name*, of real floating-point numbers and this *shape*.
+
+        A matrix ``weight`` that is stored in fewer bits is brought to numbers: what asks here needs them dense.
+        """
+        if name == "weight" and len(shape) == 2:
+            stored = self._formatted(shape)
+            if stored is not None:
+                return dequantize(stored, self._shared.dtype) if isinstance(stored, QuantTensor) else stored
+        return self._dense(name, shape)
+
+    def take_halves(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """As :meth:`take`, of a tensor whose second axis has two halves in turns: one half after the other."""
+        found = self._dense(name, shape)
+        return found[:, halves(shape[1] // 2, found.device)] if found.shape == shape else found
+
+    def raw(self, name: str, shape: tuple[int, ...] | None = None, *, codes: bool = False) -> Tensor | None:
+        """The tensor *name* in the dtype in which it is stored, or None and a problem where it is not as expected.
+
+        With *codes* floats of 8 bits, for which there is no dtype, come as their bits, uint8.
+        """
+        shared, full = self._shared, self._prefix + name
+        if full not in shared.tensors:
+            self.problem(name, "is missing" + ("" if shape is None else f", expected shape {shape}"))
+            return None
+        shared.taken.add(full)
+        tensors = shared.tensors
+        found = tensors.load(full, codes=True) if codes and isinstance(tensors, SafetensorsFile) else tensors[full]
+        if shape is not None and found.shape != shape:
+            self.problem(name, f"has shape {found.shape}, expected {shape}")
+            return None
+        return found if shared.device is None else found.to_device(shared.device)
+
+    def linear(self, shape: tuple[int, ...]) -> Tensor | QuantTensor:
+        """The weight [out, in] of the linear layer that this part is, in whatever form it is stored."""
+        found = self._formatted(shape)
+        return self._dense("weight", shape) if found is None else found
+
+    def table(self, shape: tuple[int, ...]) -> Tensor | QuantTensor:
+        """The weight [rows, D] of the embedding that this part is, in whatever form it is stored."""
+        return self.linear(shape)
+
+    def experts(self, name: str, shape: tuple[int, int, int], *, in_turns: bool = False) -> Tensor | QuantTensor:
+        """The linear layers *name* of all experts, [E, out, in]; as a dense tensor they are stored as [E, in, out].
+
+        With *in_turns* the rows of two halves are stored in turns, and given one half after the other.
+        """
+        count, rows, columns = shape
+        found = self.at(name)._formatted(shape)
+        if found is None:
+            dense = self._dense(name, (count, columns, rows))
+            if dense.ndim < 3:
+                return dense
+            found = dense.mT
+        return found[:, halves(rows // 2, found.device)] if in_turns and found.shape == shape else found
+
+    def _formatted(self, shape: tuple[int, ...]) -> Tensor | QuantTensor | None:
+        """The weight of this part as one of the formats reads it, or None where it is dense."""
+        return next((found for read in self._shared.formats if (found := read(self, shape)) is not None), None)
+
+    def _dense(self, name: str, shape: tuple[int, ...]) -> Tensor:
         found = self.raw(name, shape)
         if found is None:
             return fa.zeros(0)
@@ -102,27 +184,6 @@ class Weights:
         dtype = self._shared.dtype
         return found if dtype is None else found.astype(dtype, copy=False)
 
-    def raw(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor | None:
-        """The tensor *name* in the dtype in which it is stored, or None and a problem where it is not as expected."""
-        shared, full = self._shared, self._prefix + name
-        if full not in shared.tensors:
-            self.problem(name, "is missing" + ("" if shape is None else f", expected shape {shape}"))
-            return None
-        shared.taken.add(full)
-        found = shared.tensors[full]
-        if shape is not None and found.shape != shape:
-            self.problem(name, f"has shape {found.shape}, expected {shape}")
-            return None
-        return found if shared.device is None else found.to_device(shared.device)
-
-    def linear(self, shape: tuple[int, ...]) -> Tensor | QuantTensor:
-        """The weight [out, in] (or of several experts, [E, out, in]) of the linear layer that this part is."""
-        for read in self._shared.formats:
-            found = read(self, shape)
-            if found is not None:
-                return found
-        return self.take("weight", shape)
-
     def join(self, parts: Sequence[str], name: str, shape: tuple[int, ...]) -> Tensor:
         """The tensors *name* of several *parts*, of this *shape* each, one below the other."""
         before = len(self._shared.problems)
@@ -131,23 +192,21 @@ class Weights:
             return fa.zeros(0)
         return fa.concat(found)
 
-    def stacked(self, groups: Sequence[Sequence[str]], shape: tuple[int, ...]) -> Tensor:
+    def stacked(self, groups: Sequence[Sequence[str]], shape: tuple[int, ...]) -> Tensor | QuantTensor:
         """Linear layers of this *shape* each: those of a group one below the other, the groups along a new first axis.
 
         The result is filled piece by piece, so that the pieces are never all in memory beside it.
         """
         before = len(self._shared.problems)
-        result: Tensor | None = None
+        stack = Stack(len(groups), len(groups[0]) if groups else 0)
         for place, group in enumerate(groups):
             for number, part in enumerate(group):
                 piece = self.at(part).linear(shape)
                 if len(self._shared.problems) > before:
                     continue
-                if result is None:
-                    whole = (len(groups), len(group) * shape[0], *shape[1:])
-                    result = fa.empty(whole, dtype=piece.dtype, device=piece.device)
-                result[place, number * shape[0] : (number + 1) * shape[0]] = piece
-        return fa.zeros(0) if result is None or len(self._shared.problems) > before else result
+                if reason := stack.put(place, number, piece):
+                    self.at(part).problem("weight", reason)
+        return fa.zeros(0) if len(self._shared.problems) > before else stack.whole()
 
     @property
     def dtype(self) -> Dtype | None:
@@ -201,7 +260,7 @@ class RandomWeights(Weights):
         part._random = self._random
         return part
 
-    def raw(self, name: str, shape: tuple[int, ...] | None = None) -> Tensor | None:
+    def raw(self, name: str, shape: tuple[int, ...] | None = None, *, codes: bool = False) -> Tensor | None:
         """Random numbers of this *shape*, in float32."""
         if shape is None:
             raise ValueError(f"random weights: {self._prefix}{name} is asked for without a shape")

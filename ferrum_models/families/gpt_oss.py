@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import ferrum_array as fa
-from ferrum_array import Tensor
 from ferrum_models.causal import CausalLM, DecoderConfig
 from ferrum_models.config import Settings
 from ferrum_models.families.common import attention, build, common
@@ -47,11 +45,6 @@ class GptOssConfig(DecoderConfig):
         )
 
 
-def _gate_first(x: Tensor) -> Tensor:
-    """Rows [E, 2 * inner, ...] of gate and up in turns, as the gate's rows and then those of up."""
-    return fa.concat((x[:, ::2], x[:, 1::2]), axis=1)
-
-
 def load(weights: Weights, config: GptOssConfig) -> CausalLM:
     """The model with these weights.
 
@@ -65,19 +58,16 @@ def load(weights: Weights, config: GptOssConfig) -> CausalLM:
         part = at.at("mlp")
         router = part.at("router")
         stack = part.at("experts")
-        # checkpoints hold [E, in, out], and gate and up in turns
-        gate_up = stack.take("gate_up_proj", (experts, hidden, 2 * inner))
-        bias = stack.take("gate_up_proj_bias", (experts, 2 * inner))
-        down = stack.take("down_proj", (experts, inner, hidden))
+        # checkpoints hold gate and up in turns
         return MoE(
             Router(
                 router.take("weight", (experts, hidden)), c.num_experts_per_tok, bias=router.take("bias", (experts,))
             ),
             Experts(
-                _gate_first(gate_up.mT) if gate_up.size else gate_up,
-                down.mT if down.size else down,
+                stack.experts("gate_up_proj", (experts, 2 * inner, hidden), in_turns=True),
+                stack.experts("down_proj", (experts, hidden, inner)),
                 "silu",
-                _gate_first(bias) if bias.size else bias,
+                stack.take_halves("gate_up_proj_bias", (experts, 2 * inner)),
                 stack.take("down_proj_bias", (experts, hidden)),
                 limit=c.swiglu_limit,
                 alpha=c.swiglu_alpha,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import overload
 
+import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.layers.module import Module, Parameter, layer
 from ferrum_models.weights import Weights
-from ferrum_ops import embedding, layer_norm, linear, rms_norm
+from ferrum_ops import QuantTensor, dequantize, embedding, layer_norm, linear, rms_norm
 
 __all__ = ["Embedding", "LayerNorm", "Linear", "RMSNorm"]
 
@@ -44,7 +45,7 @@ class Linear(Module):
 
 @layer
 class Embedding(Module):
-    """Rows of a table: weight [rows, D].
+    """Rows of a table: weight [rows, D], dense or quantised.
 
     Examples:
         >>> import ferrum_array as fa
@@ -54,20 +55,41 @@ class Embedding(Module):
                 [1.]])
     """
 
-    weight: Tensor
+    weight: Parameter
 
     @classmethod
     def load(cls, weights: Weights, rows: int, size: int) -> Embedding:
-        """The layer whose tensor is ``weight``."""
-        return cls(weights.take("weight", (rows, size)))
+        """The layer whose tensor is ``weight``, in whatever form it is stored."""
+        return cls(weights.table((rows, size)))
 
     def __call__(self, ids: Tensor, *, scale: float | None = None) -> Tensor:
         """The rows *ids* [...], times *scale*; the result is [..., D]."""
+        if isinstance(self.weight, QuantTensor):
+            return _quantised_rows(self.weight, ids, scale)
         return embedding(self.weight, ids, scale=scale)
 
     def as_linear(self, x: Tensor, *, dtype: Dtype | None = None) -> Tensor:
         """x [..., D] times every row: the output layer of models that tie it to the embedding, [..., rows]."""
         return linear(x, self.weight, dtype=dtype)
+
+
+def _quantised_rows(table: QuantTensor, ids: Tensor, scale: float | None) -> Tensor:
+    """The rows *ids* of a table in fewer bits: those that are asked for become numbers, and no others."""
+    flat = ids.reshape(ids.size)
+    if ids.size:
+        low, high = int(fa.min(flat)), int(fa.max(flat))
+        if low < 0 or high >= table.shape[0]:
+            raise IndexError(
+                f"embedding: ids run from {low} to {high}, but the table {table!r} "
+                f"has {table.shape[0]} rows, counted from 0"
+            )
+    if table.row_step == 1:
+        rows = dequantize(table[flat], fa.float32 if scale is not None else table.dtype)
+    else:  # rows that stand together can be cut, not picked
+        rows = fa.take(dequantize(table), flat, axis=0)
+    if scale is not None:
+        rows = (rows * float(scale)).astype(table.dtype, copy=False)
+    return rows.reshape(*ids.shape, table.shape[1])
 
 
 @layer
