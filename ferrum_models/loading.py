@@ -12,6 +12,7 @@ from ferrum_array import Device, Dtype
 from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
 from ferrum_models.families import family
+from ferrum_models.formats import formats
 from ferrum_models.tokenizing import Tokenizer
 from ferrum_models.weights import RandomWeights, Weights
 
@@ -32,7 +33,7 @@ def load(
     The folder is laid out as Hugging Face checkpoints are: ``config.json``, ``model.safetensors`` (or
     ``model.safetensors.index.json`` and the files that it names), ``tokenizer.json``. Weights are read one by one, so
     that no more than the model and one tensor are in memory; on the CPU those that need no conversion stay in the file
-    until they are used.
+    until they are used. Matrices in fewer bits, in the layouts of :mod:`ferrum_models.formats`, stay as they are.
 
     Args:
         path: the folder.
@@ -64,7 +65,10 @@ def load(
     settings = Settings.load(_file(folder, "config.json"))
     found = family(settings)
     config = found.config(settings)
-    model = found.load(Weights.load(_stored(folder), device=where, dtype=wanted), config)
+    readers = formats(settings)
+    if readers and wanted is None:  # scales, norms and embeddings may be stored in several
+        wanted = settings.dtype()
+    model = found.load(Weights.load(_stored(folder), device=where, dtype=wanted, formats=readers), config)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(

@@ -147,6 +147,10 @@ class Weights:
             return None
         return found if shared.device is None else found.to_device(shared.device)
 
+    def give_back(self, name: str) -> None:
+        """Take the tensor *name* for one that nobody has taken yet."""
+        self._shared.taken.discard(self._prefix + name)
+
     def linear(self, shape: tuple[int, ...]) -> Tensor | QuantTensor:
         """The weight [out, in] of the linear layer that this part is, in whatever form it is stored."""
         found = self._formatted(shape)
