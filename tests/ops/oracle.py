@@ -61,3 +61,23 @@ def check(actual: fa.Tensor, expected: Array, dtype: fa.Dtype, tolerance: float 
     found = distance(wide(actual), expected, fa.finfo(dtype).smallest_normal)
     allowed = tolerance or TOLERANCE[dtype]
     assert found <= allowed, f"relative distance {found:.3g} is above {allowed:.3g}"
+
+
+def same_numbers(actual: fa.Tensor, expected: Array, *operands: Array) -> None:
+    """*actual* must be *expected*, float32, in every bit, but for which NaN it is.
+
+    CUDA's float32 takes operands and results below the least normal number as 0 of their sign: there, a result that is
+    such, or has such an operand (arrays that broadcast with it), may be 0.
+    """
+    found = actual.numpy()
+    assert found.dtype == expected.dtype == np.float32, f"dtypes are {found.dtype} and {expected.dtype}"
+    assert found.shape == expected.shape, f"shape is {found.shape}, expected {expected.shape}"
+    if actual.device.kind == "cuda":
+        small = np.zeros(expected.shape, bool)
+        for x in (expected, *operands):
+            small |= (x != 0) & (np.abs(x) < np.finfo(np.float32).smallest_normal)
+        # 0 of a sign has that bit alone
+        expected = np.where(small & (found == 0), np.copysign(np.float32(0), expected), expected)
+    missing = np.isnan(expected)
+    np.testing.assert_array_equal(np.isnan(found), missing)
+    np.testing.assert_array_equal(found.view(np.uint32)[~missing], expected.view(np.uint32)[~missing])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import ferrum_array as fa
-from tests.ops.oracle import TOLERANCE, check, distance, make
+from tests.ops.oracle import TOLERANCE, check, distance, make, same_numbers
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=str)
@@ -37,6 +37,33 @@ def test_shapes_dtypes_and_special_values_are_compared() -> None:
     assert not distance(np.asarray([1.0, np.inf]), infinite) <= 1
     assert not distance(np.asarray([1.0, np.nan]), np.ones(2)) <= 1
     assert not distance(np.asarray([1e-20]), np.zeros(1)) <= 1e-12
+
+
+def test_numbers_must_be_the_same_in_every_bit(device: fa.Device) -> None:
+    numbers = np.asarray([1.0, -0.0, np.nan, 1e-37], np.float32)
+    same_numbers(fa.asarray(numbers, device=device), numbers)
+    for place, wrong in enumerate((np.nextafter(np.float32(1), np.float32(2)), 0.0, 1.0, 0.0)):
+        other = numbers.copy()
+        other[place] = wrong
+        with pytest.raises(AssertionError):
+            same_numbers(fa.asarray(other, device=device), numbers)
+    with pytest.raises(AssertionError, match="shape"):
+        same_numbers(fa.asarray(numbers, device=device), numbers[None])
+
+
+def test_cuda_may_take_small_numbers_as_zero(device: fa.Device) -> None:
+    tiny, zero = np.asarray([-1e-39, 2e-38], np.float32), np.asarray([-0.0, 0.0], np.float32)
+    factors = np.asarray([1.0, 1e-39], np.float32)
+    same_numbers(fa.asarray(tiny, device=device), tiny)
+    if device.kind == "cuda":
+        same_numbers(fa.asarray(zero, device=device), tiny, factors)
+    else:
+        with pytest.raises(AssertionError):
+            same_numbers(fa.asarray(zero, device=device), tiny, factors)
+    with pytest.raises(AssertionError):
+        same_numbers(fa.asarray(zero, device=device), tiny)
+    with pytest.raises(AssertionError):
+        same_numbers(fa.asarray(-zero, device=device), tiny, factors)
 
 
 def test_strided_tensors_hold_the_same() -> None:
