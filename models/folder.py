@@ -66,7 +66,7 @@ Measured on the saved weights, in windows of {context} tokens, by kind of text:
 |---|---|---|---|---|
 {figures}
 
-The last line is no held-out text: it is a part of the source that was trained on, for comparison.
+The last two lines are parts of what was trained on, for comparison: it was seen often.
 
 ## What it says
 
