@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ferrum_models.chat import ChatTemplate, Message
+from ferrum_models.config import Settings
 from ferrum_models.detokenizing import StreamingDetokenizer
 from ferrum_models.files import read_json
 
@@ -61,6 +62,7 @@ class Tokenizer:
         tokenizer: a ``tokenizers.Tokenizer``.
         special: the texts of special tokens by name: ``bos_token``, ``eos_token`` ...
         chat_template: the source of the chat template, if there is one.
+        ends: ids that end a text, beside ``eos_token``.
 
     Raises:
         ValueError: if a special token is not in the vocabulary, or the chat template is not valid.
@@ -77,11 +79,16 @@ class Tokenizer:
     """
 
     def __init__(
-        self, tokenizer: Any, special: Mapping[str, str] | None = None, chat_template: str | None = None
+        self,
+        tokenizer: Any,
+        special: Mapping[str, str] | None = None,
+        chat_template: str | None = None,
+        ends: Sequence[int] = (),
     ) -> None:
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._tokenizer: Any = tokenizer
+        self._ends = tuple(ends)
         self.special = dict(special or {})
         for name, text in self.special.items():
             if tokenizer.token_to_id(text) is None:
@@ -90,8 +97,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """The tokenizer of a model folder: ``tokenizer.json``, and what ``tokenizer_config.json`` and
-        ``chat_template.jinja`` add where they are there.
+        """The tokenizer of a model folder: ``tokenizer.json``, and what ``tokenizer_config.json``,
+        ``chat_template.jinja`` and ``generation_config.json`` (ids that end a text) add where they are there.
 
         Raises:
             FileNotFoundError: without ``tokenizer.json``. ValueError: for files that cannot be read.
@@ -108,8 +115,10 @@ class Tokenizer:
             source = named.get("default")
         if source is not None and not isinstance(source, str):
             raise ValueError(f"{path}: chat_template must be text, got {type(source).__name__}")
+        rules = folder / "generation_config.json"
+        ends = Settings.load(rules).integers("eos_token_id") if rules.is_file() else ()
         try:
-            return cls(library, special, source)
+            return cls(library, special, source, ends)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
 
@@ -162,9 +171,21 @@ class Tokenizer:
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
-        """The id that ends a text, as a tuple; empty where there is none."""
+        """The ids that end a text; none where nothing says so."""
         found = self.special.get("eos_token")
-        return () if found is None else (self._tokenizer.token_to_id(found),)
+        own = () if found is None else (self.token_id(found),)
+        return (*own, *(one for one in self._ends if one not in own))
+
+    def token_id(self, text: str) -> int:
+        """The id of the token whose text is *text*, such as ``<|im_end|>``.
+
+        Raises:
+            ValueError: if there is no such token.
+        """
+        found: int | None = self._tokenizer.token_to_id(text)
+        if found is None:
+            raise ValueError(f"{text!r} is no token of this vocabulary of {self.vocab_size} ids")
+        return found
 
     @property
     def vocab_size(self) -> int:

@@ -195,13 +195,15 @@ def test_files_bring_it_back(
     text = [4, 5, 6] * 100
     kept = PromptCache(one, dtype=dtype, kind=kind, chunk=7)
     alone(one, text, prompt_cache=kept)
+    alone(one, [*text[:-1], 8], 1, prompt_cache=kept)  # a ring that went back has less to go back to
     save_prompt_cache(path, kept)
     back = load_prompt_cache(path, one)
+    assert back.shared([*text[:-4], 8]) == kept.shared([*text[:-4], 8]) == (0 if ring else len(text) - 4)
     assert back.ids == kept.ids
     assert back.cache is not None
     assert kept.cache is not None
     assert (back.cache.room.kind, back.cache.room.dtype) == (kind, kept.cache.room.dtype)
-    for asked in ([*text[:-2], 8, 8], [*text, 9], [1, 2], text):
+    for asked in ([*text[:-2], 8, 8], [*text, 9], text[:-1], [1, 2], text):
         assert back.shared(asked) == kept.shared(asked)
         assert alone(one, asked, prompt_cache=back) == alone(one, asked, prompt_cache=kept)
     again = tmp_path / "again.safetensors"

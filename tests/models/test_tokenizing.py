@@ -116,3 +116,16 @@ def test_bad_texts_and_ids(pair: tuple[Tokenizer, PreTrainedTokenizerFast]) -> N
     for bad in (-1, 10**6):
         with pytest.raises(ValueError, match=f"id {bad} is not in the vocabulary"):
             tokenizer.decode([1, bad])
+
+
+def test_generation_config_names_more_ends(tmp_path: Path) -> None:
+    write(tmp_path)
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 1, 7]}')
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.eos_ids == (1, 2, 7)
+    assert tokenizer.token_id("</s>") == 1
+    with pytest.raises(ValueError, match="'nothing' is no token of this vocabulary of"):
+        tokenizer.token_id("nothing")
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": "x"}')
+    with pytest.raises(ValueError, match="eos_token_id must be an integer or a list of integers"):
+        Tokenizer.load(tmp_path)
