@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.cache import ModelCache, Pass
+from ferrum_models.config import Settings
 from ferrum_models.layers import (
     CacheKind,
     DecoderLayer,
@@ -44,6 +45,7 @@ class DecoderConfig:
         rotary: how heads turn, by the kind of layer.
         layer_types: the kind of each layer: ``full_attention``, ``sliding_attention`` or ``linear_attention``.
         dtype: in which the weights were stored, if the config says so.
+        settings: the entries of ``config.json`` themselves.
     """
 
     vocab_size: int
@@ -62,6 +64,7 @@ class DecoderConfig:
     sliding_window: int | None
     dtype: Dtype | None
     eos_token_ids: tuple[int, ...]
+    settings: Settings = field(repr=False, compare=False)
 
     def window(self, number: int) -> int | None:
         """The window of layer *number*, or None where it sees everything before it."""

@@ -89,6 +89,7 @@ def common(
         "sliding_window": window,
         "dtype": settings.dtype(),
         "eos_token_ids": settings.integers("eos_token_id"),
+        "settings": settings,
     }
 
 
