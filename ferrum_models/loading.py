@@ -13,6 +13,7 @@ from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
 from ferrum_models.families import family
 from ferrum_models.formats import formats
+from ferrum_models.gguf.loading import find_gguf, load_gguf
 from ferrum_models.tokenizing import Tokenizer
 from ferrum_models.weights import RandomWeights, Weights
 
@@ -35,8 +36,11 @@ def load(
     that no more than the model and one tensor are in memory; on the CPU those that need no conversion stay in the file
     until they are used. Matrices in fewer bits, in the layouts of :mod:`ferrum_models.formats`, stay as they are.
 
+    A GGUF file, or a folder with one and no ``config.json``, holds all of this in itself; without *dtype* such a model
+    is computed in the type of its embedding, or in float32 where that is quantised.
+
     Args:
-        path: the folder.
+        path: the folder, or the GGUF file.
         device: where the model shall lie; the default device if absent.
         dtype: in which it is computed; that of the stored weights if absent.
 
@@ -55,13 +59,16 @@ def load(
         FileNotFoundError: there is no model folder nowhere
     """
     folder = Path(path)
-    if not folder.is_dir():
+    single = find_gguf(folder)
+    if single is None and not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {folder}")
     where = fa.get_default_device() if device is None else Device(device)
     wanted = None if dtype is None else Dtype(dtype)
     if wanted is not None and not (wanted.is_floating and where.supports(wanted)):
         known = ", ".join(one.standard_name for one in Dtype.all() if one.is_floating and where.supports(one))
         raise TypeError(f"a model can be computed in {known} on device {where}, not in {wanted}")
+    if single is not None:
+        return load_gguf(single, where, wanted)
     settings = Settings.load(_file(folder, "config.json"))
     found = family(settings)
     config = found.config(settings)

@@ -154,26 +154,30 @@ class GgufFile:
         self.tensors: Mapping[str, GgufTensor] = MappingProxyType(_tensors(cursor, tensors, self.entries))
         self._data = data
 
+    def raw(self, name: str) -> Tensor:
+        """The tensor *name* on the CPU as it lies in the file: its numbers, or the bytes of its blocks [..., bytes].
+
+        Raises:
+            KeyError: if there is no such tensor.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            raise KeyError(f"{self.path} has no tensor {name!r}; it has {len(self.tensors)}")
+        element, shape = info.element, info.shape
+        found = fa.asarray(self._data[info.start : info.start + info.nbytes], copy=False, device="cpu")
+        if element.dtype is not None:
+            return fa.bitcast(found, element.dtype).reshape(shape)
+        return found.reshape((*shape[:-1], shape[-1] // element.block * element.size))
+
     def __getitem__(self, name: str) -> Tensor | QuantTensor:
         """The tensor *name* on the CPU: dense, or for types of blocks quantised, of two or three axes.
 
         Raises:
             KeyError: if there is no such tensor. ValueError: for blocks in a tensor of another number of axes.
         """
-        info = self.tensors.get(name)
-        if info is None:
-            raise KeyError(f"{self.path} has no tensor {name!r}; it has {len(self.tensors)}")
-        element, shape = info.element, info.shape
-        raw = fa.asarray(self._data[info.start : info.start + info.nbytes], copy=False, device="cpu")
-        if element.dtype is not None:
-            return fa.bitcast(raw, element.dtype).reshape(shape)
-        assert element.scheme is not None
-        if len(shape) not in (2, 3):
-            raise CorruptFileError(
-                f"{self.path}: tensor {name!r} holds {element.name} of shape {shape}; blocks need two or three axes"
-            )
-        blocks = raw.reshape((*shape[:-1], shape[-1] // element.block * element.size))
-        return QuantTensor(element.scheme, shape, {"blocks": blocks})
+        found = self.raw(name)
+        scheme, shape = self.tensors[name].element.scheme, self.tensors[name].shape
+        return found if scheme is None else QuantTensor(scheme, shape, {"blocks": found})
 
     def __repr__(self) -> str:
         return f"<GgufFile {str(self.path)!r}, {len(self.tensors)} tensors, {len(self.entries)} entries>"
