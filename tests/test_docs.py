@@ -37,26 +37,32 @@ PUBLIC = [
 ]
 
 
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder of a test: empty but for the models of the repository."""
+    (tmp_path / "models").symlink_to(ROOT / "models", target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def named(page: Path) -> str:
     return page.relative_to(ROOT).as_posix()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_python_blocks_run(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("scratch", "capsys")
+def test_python_blocks_run(page: Path) -> None:
     code = [block for block in docs_tools.blocks(page) if block.language == "python"]
-    monkeypatch.chdir(tmp_path)
     docs_tools.run_python(code)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-def test_shell_blocks_are_true(page: Path, tmp_path: Path) -> None:
+def test_shell_blocks_are_true(page: Path, scratch: Path) -> None:
     """Commands of ours run; ``make``, ``pip`` and scripts name what exists."""
     for block in docs_tools.blocks(page):
         if block.language == "sh":
             for words in docs_tools.commands(block):
-                check_command(words, tmp_path)
+                check_command(words, scratch)
 
 
 def check_command(words: list[str], scratch: Path) -> None:
@@ -93,16 +99,16 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_in_docstrings_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("scratch")
+def test_examples_in_docstrings_run(name: str) -> None:
     for examples in docs_tools.examples_in(importlib.import_module(name)):
         docs_tools.run_examples(examples)
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_public_examples_run_as_they_stand(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("scratch")
+def test_public_examples_run_as_they_stand(name: str) -> None:
     """Whoever copies an example of a public function needs nothing else, not even an import."""
-    monkeypatch.chdir(tmp_path)
     for public, value in docs_tools.public(importlib.import_module(name)).items():
         for examples in docs_tools.examples_of(public, value, {}):
             docs_tools.run_examples(examples)
@@ -158,7 +164,7 @@ def test_a_wrong_command_is_found(line: str, tmp_path: Path) -> None:
     (block,) = docs_tools.blocks(page_with(tmp_path, f"```sh\n{line}\n```\n"))
     (words,) = docs_tools.commands(block)
     with pytest.raises(AssertionError):
-        check_command(words, tmp_path)
+        check_command(words, scratch)
 
 
 def test_a_wrong_docstring_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
