@@ -111,7 +111,7 @@ class CausalLM(Module):
         >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
         >>> model = random_model({**tiny, "num_hidden_layers": 2, "num_attention_heads": 2})
         >>> model(fa.asarray([[1, 2, 3], [4, 5, 0]]), lengths=[3, 2]).shape, model.size
-        ((2, 3, 9), 1088)
+        ((2, 3, 9), 1080)
     """
 
     config: DecoderConfig

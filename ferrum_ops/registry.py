@@ -104,9 +104,9 @@ class Explanation:
         >>> import ferrum_array as fa
         >>> from ferrum_ops import explain, l2_norm, use_fast_paths
         >>> with use_fast_paths(False):
-        ...     explain(l2_norm, fa.ones(3), eps=1e-6)
-        l2_norm on cpu, float32
-          runs  reference
+        ...     found = explain(l2_norm, fa.ones(3), eps=1e-6)
+        >>> found.op, str(found.device), found.runs
+        ('l2_norm', 'cpu', 'reference')
     """
 
     op: str
