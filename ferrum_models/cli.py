@@ -1,4 +1,4 @@
-"""The command ``ferrum``: ``info``, ``demo`` and ``embed``."""
+"""The command ``ferrum``: ``info``, ``demo`` and ``embed``; those of language models are in ``commands``."""
 
 from __future__ import annotations
 
@@ -14,20 +14,23 @@ from importlib import metadata
 from pathlib import Path
 
 import ferrum_array as fa
-from ferrum_array import Device, Dtype
+from ferrum_array import Dtype
 from ferrum_models import demo
+from ferrum_models.commands import bench, chat, generate
+from ferrum_models.commands.info import show_model
+from ferrum_models.commands.options import add_place, check_dtype
 from ferrum_models.encoder import load_encoder
 
 __all__ = ["main"]
 
-_FAILED, _INTERRUPTED, _UNREAD = 1, 130, 141  # the last two as shells report the signals
+_FAILED, _INTERRUPTED, _UNREAD = 2, 130, 141  # the last two as shells report the signals
 _STORED = (".npz", ".safetensors")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line *arguments* (those of the process if None); the result is the exit code.
 
-    0 means done, 1 failed, 2 wrong usage, 130 interrupted, 141 that nobody reads the output any more.
+    0 means done, 2 an error, 130 interrupted, 141 that nobody reads the output any more.
     Errors are one line on standard error.
     """
     options = _parser().parse_args(arguments)
@@ -56,7 +59,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"ferrum {fa.__version__}")
     commands = parser.add_subparsers(title="commands", dest="name", required=True)
 
-    info = commands.add_parser("info", help="what is installed, and what it can compute")
+    info = commands.add_parser("info", help="what is installed and can be computed, or what a model is made of")
+    info.add_argument("--model", type=Path, metavar="DIR", help="the folder of a language model")
     info.set_defaults(command=_info)
 
     show = commands.add_parser("demo", help="embed a small text collection and ask it questions")
@@ -74,33 +78,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     embed.set_defaults(command=_embed)
 
-    for command in (show, embed):
-        command.add_argument("--device", type=_device, metavar="D", help="cpu, cuda:N, mlx, mlx:cpu or mlx:gpu")
-        command.add_argument("--dtype", type=_dtype, metavar="T", help="f32, f16, bf16 or f64; as stored if absent")
+    for command in (info, show, embed):
+        add_place(command)
+    for one in (generate, chat, bench):
+        one.add(commands)
     return parser
-
-
-def _device(text: str) -> Device:
-    try:
-        return Device(text)
-    except (ValueError, ImportError) as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _dtype(text: str) -> Dtype:
-    try:
-        dtype = Dtype(text)
-    except TypeError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    if not dtype.is_floating:
-        raise argparse.ArgumentTypeError(f"a model is computed in floating-point, not in {dtype}")
-    return dtype
 
 
 # ferrum info
 
 
 def _info(options: argparse.Namespace) -> None:
+    if options.model is not None:
+        show_model(options)
+        return
     print(f"ferrum {fa.__version__} (array API {fa.__array_api_version__})")
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     print("\ndevices")
@@ -142,7 +133,7 @@ def _version(name: str) -> str | None:
 
 def _demo(options: argparse.Namespace) -> None:
     model = demo.demo_model()
-    _check_dtype(options)
+    check_dtype(options)
     found = demo.run(model, options.device, options.dtype)
     count = len(found.facts) + len(found.answers)
     print(
@@ -173,12 +164,6 @@ def _has_blocks() -> bool:
     return True
 
 
-def _check_dtype(options: argparse.Namespace) -> None:
-    device = options.device or fa.get_default_device()
-    if options.dtype is not None and not device.supports(options.dtype):
-        raise ValueError(f"device {device} has no {options.dtype}; choose another --dtype")
-
-
 # ferrum embed
 
 
@@ -186,7 +171,7 @@ def _embed(options: argparse.Namespace) -> None:
     output = Path(options.output)
     if options.output != "-" and output.suffix not in _STORED:
         raise ValueError(f"--output must end in {' or '.join(_STORED)} or be -, got {output}")
-    _check_dtype(options)
+    check_dtype(options)
     encoder = load_encoder(options.model, options.device, options.dtype)
     texts = options.text
     if texts == ["-"]:

@@ -190,6 +190,15 @@ def load_prompt_cache(path: str | PathLike[str], model: CausalLM, *, limit: int 
     Raises:
         FileNotFoundError: without the file. ValueError: for a damaged file, one that is no prompt cache, one that
         another model made, and more tokens than the *limit*.
+
+    Examples:
+        >>> from ferrum_models import load_prompt_cache, random_model
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+        >>> model = random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2})
+        >>> load_prompt_cache("nowhere.safetensors", model)
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: [Errno 2] No such file or directory: 'nowhere.safetensors'
     """
     name = fspath(path)
     with fa.io.open_safetensors(path) as file:

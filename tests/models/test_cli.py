@@ -109,7 +109,7 @@ def test_the_demo_plots(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
         assert path.read_bytes().startswith(b"\x89PNG\r\n")
     else:
-        assert done.returncode == 1
+        assert done.returncode == 2
         assert "--plot needs the library 'matplotlib'" in done.stderr
 
 
@@ -199,15 +199,15 @@ def test_embed_fails_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(Path(cli.__file__).parents[1]))
-    assert is_one_line(ferrum("embed", *arguments), 1, pattern)
+    assert is_one_line(ferrum("embed", *arguments), 2, pattern)
 
 
 def test_embed_fails_in_one_line_on_bad_input(folder: Path, tmp_path: Path) -> None:
     bad = ferrum("embed", "--model", str(folder), "-", stdin=b"\xff\xfe\n")
-    assert is_one_line(bad, 1, "utf-8")
+    assert is_one_line(bad, 2, "utf-8")
     path = tmp_path / "no" / "vectors.npz"
     away = ferrum("embed", "--model", str(folder), "--output", str(path), "a")
-    assert is_one_line(away, 1, "vectors.npz|No such file")
+    assert is_one_line(away, 2, "vectors.npz|No such file")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,494 @@
+"""The commands of ``ferrum`` that work with language models, on a tiny one of random weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ferrum_models import Sampling, Tokenizer, cli, generate, load, random_model
+from ferrum_models.generation import stream_generate
+from tests.models.test_cli import COMMAND
+from tests.models.test_prompt_cache import TINY
+from tests.models.test_tokenizing import library
+from tests.models.test_tokenizing import write as write_tokenizer
+
+CONFIG: dict[str, Any] = {**TINY, "vocab_size": library().get_vocab_size(), "max_position_embeddings": 20_000}
+
+
+def write(folder: Path, seed: int = 3, **tokenizer: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(CONFIG))
+    random_model(CONFIG, seed=seed).save(folder / "model.safetensors")
+    return write_tokenizer(folder, **tokenizer)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Without a chat template."""
+    return write(tmp_path_factory.mktemp("model") / "plain", chat_template=None)
+
+
+def answer(folder: Path, text: Any, *, chat: bool = True, tokens: int = 12, **options: Any) -> str:
+    """What the library says."""
+    model, tokenizer = load(folder)
+    assert tokenizer is not None
+    prompt = [{"role": "user", "content": text}] if chat else text
+    return generate(model, tokenizer, prompt, max_tokens=tokens, **options)
+
+
+class Shell:
+    """Runs commands in this process."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+        self._capsys = capsys
+        self._monkeypatch = monkeypatch
+        self.err = ""
+
+    def __call__(self, *arguments: object, stdin: str = "", code: int = 0) -> str:
+        self._monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        found = cli.main([str(one) for one in arguments])
+        out, self.err = self._capsys.readouterr()
+        assert found == code, self.err
+        return out
+
+    def fails(self, *arguments: object, stdin: str = "") -> str:
+        """The error of a command that prints nothing."""
+        assert self(*arguments, stdin=stdin, code=2) == ""
+        assert re.fullmatch(r"ferrum \w+: error: [^\n]+\n", self.err), self.err
+        return self.err
+
+
+@pytest.fixture
+def ferrum(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Shell:
+    return Shell(capsys, monkeypatch)
+
+
+# generate
+
+
+def test_text_on_stdout_and_figures_on_stderr(ferrum: Shell, model: Path) -> None:
+    out = ferrum("generate", "--model", model, "--prompt", "the fox", "--max-tokens", 12)
+    assert out == answer(model, "the fox") + "\n"
+    prompt = len(Tokenizer.load(model).apply_chat_template([{"role": "user", "content": "the fox"}]))
+    assert re.fullmatch(
+        rf"Prompt: {prompt} tokens, [\d.]+ tokens/s\n"
+        r"Generation: 12 tokens, [\d.]+ tokens/s\n"
+        r"Peak memory: \d+\.\d+ GB\n",
+        ferrum.err,
+    )
+    assert ferrum("generate", "--model", model, "-p", "the fox", "-m", 12, "--verbose", "false") == out
+    assert ferrum.err == ""
+
+
+def test_the_prompt_comes_from_stdin(ferrum: Shell, model: Path) -> None:
+    text = "the quick\n  brown fox\n"
+    out = ferrum("generate", "--model", model, "-p", "-", "-m", 12, stdin=text)
+    assert out == answer(model, text) + "\n"
+
+
+def test_templates(ferrum: Shell, model: Path, plain: Path, tmp_path: Path) -> None:
+    bare = answer(model, "the fox", chat=False) + "\n"
+    assert bare != answer(model, "the fox") + "\n"
+    assert ferrum("generate", "--model", model, "-p", "the fox", "-m", 12, "--ignore-chat-template") == bare
+    assert ferrum("generate", "--model", plain, "-p", "the fox", "-m", 12) == bare
+    messages = [{"role": "system", "content": "quick"}, {"role": "user", "content": "the fox"}]
+    loaded, tokenizer = load(model)
+    assert tokenizer is not None
+    expected = generate(loaded, tokenizer, messages, max_tokens=12) + "\n"
+    assert ferrum("generate", "--model", model, "-p", "the fox", "-m", 12, "--system-prompt", "quick") == expected
+    own = write(tmp_path / "own", chat_template="{{ greeting }} {{ messages[0].content }}")
+    out = ferrum(
+        "generate", "--model", own, "-p", "fox", "-m", 12, "--chat-template-config", '{"greeting": "the quick"}'
+    )
+    ids = Tokenizer.load(own).encode("the quick fox", add_special_tokens=False)
+    assert out == answer(own, ids, chat=False) + "\n"
+
+
+def test_how_tokens_are_chosen(ferrum: Shell, model: Path, tmp_path: Path) -> None:
+    def said(*more: object, folder: Path = model) -> str:
+        return ferrum("generate", "--model", folder, "-p", "the", "-m", 12, *more)
+
+    rules = Sampling(temperature=0.9, top_k=30, top_p=0.8, min_p=0.01, seed=6)
+    given = ("--temp", 0.9, "--top-k", 30, "--top-p", 0.8, "--min-p", 0.01, "--seed", 6)
+    expected = answer(model, "the", sampling=rules) + "\n"
+    assert said(*given) == expected
+    assert "\nSeed: 6\n" in ferrum.err
+    assert said("--temp", 0) == said("--temp", 0.9, "--top-k", 1) == answer(model, "the") + "\n"
+    hot = answer(model, "the", sampling=Sampling(temperature=0.9, seed=6)) + "\n"
+    assert said("--temp", 0.9, "--seed", 6, "--top-k", 0, "--top-p", 1, "--min-p", 0) == hot != expected
+    assert len({said("--temp", 2) for _ in range(3)}) > 1  # a seed of its own each time
+    seed = re.search(r"Seed: (\d+)", ferrum.err)
+    assert seed is not None
+    again = said("--temp", 2, "--seed", seed[1])
+    assert again == answer(model, "the", sampling=Sampling(temperature=2.0, seed=int(seed[1]))) + "\n"
+    own = write(tmp_path / "own")
+    (own / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.9, "top_k": 30, "top_p": 0.8}')
+    assert said("--min-p", 0.01, "--seed", 6, folder=own) == expected
+    assert said("--temp", 0, folder=own) == answer(model, "the") + "\n"
+
+
+def test_where_answers_end(ferrum: Shell, model: Path) -> None:
+    whole = answer(model, "the", tokens=30)
+    stop = next(whole[n : n + 2] for n in range(4, len(whole)) if "�" not in whole[n : n + 2])
+    out = ferrum("generate", "--model", model, "-p", "the", "-m", 30, "--stop", "never there", stop)
+    assert out == whole[: whole.index(stop)] + "\n"
+    loaded, tokenizer = load(model)
+    assert tokenizer is not None
+    pieces = list(stream_generate(loaded, tokenizer, [{"role": "user", "content": "the"}], max_tokens=30))
+    texts = {one: piece.token for piece in pieces[3:] if (one := library().id_to_token(piece.token))}
+    token, number = next(iter(texts.items()))
+    out = ferrum("generate", "--model", model, "-p", "the", "-m", 30, "--extra-eos-token", "<pad>", token)
+    assert out == answer(model, "the", tokens=30, stop_ids=(1, 2, number)) + "\n"
+    assert len(out) < len(whole)
+    assert ferrum("generate", "--model", model, "-p", "the", "-m", 0) == "\n"
+    assert ferrum.err == ""
+
+
+def test_caches(ferrum: Shell, model: Path, tmp_path: Path) -> None:
+    out = ferrum("generate", "--model", model, "-p", "the fox", "-m", 12, "--kv-bits", 8)
+    assert out == answer(model, "the fox", kv_dtype="int8") + "\n"
+    ids = Tokenizer.load(model).apply_chat_template([{"role": "user", "content": "the fox"}])
+    out = ferrum("generate", "--model", model, "-p", "the fox", "-m", 12, "--max-kv-size", len(ids) + 4)
+    assert out == answer(model, "the fox", tokens=5) + "\n"
+    assert "limited to 3" in ferrum.fails("generate", "--model", model, "-p", "the fox", "--max-kv-size", 3)
+
+
+def test_prompt_caches(ferrum: Shell, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.safetensors"
+    known = []
+    for text in ("the quick brown fox", "the quick brown fox", "the quick x"):
+        out = ferrum("generate", "--model", model, "-p", text, "-m", 12, "--prompt-cache-file", path)
+        assert out == answer(model, text) + "\n"
+        found = re.search(r"Prompt: (\d+) tokens(?:, (\d+) of them known)?,", ferrum.err)
+        assert found is not None
+        known.append(tuple(int(one or 0) for one in found.groups()))
+    assert known[0][1] == 0
+    assert known[1] == (known[0][0], known[0][0] - 1)
+    assert 0 < known[2][1] < known[2][0] - 1
+    other = write(tmp_path / "other", seed=9)
+    error = ferrum.fails("generate", "--model", other, "-p", "a", "--prompt-cache-file", path)
+    assert "was made with another model" in error
+    error = ferrum.fails("generate", "--model", model, "-p", "a", "--prompt-cache-file", path, "--kv-bits", 8)
+    assert "--kv-bits 8, but" in error
+    assert "holds float32" in error
+    path.write_bytes(b"junk")
+    assert "prompt.safetensors" in ferrum.fails("generate", "--model", model, "-p", "a", "--prompt-cache-file", path)
+
+
+def test_drafts(ferrum: Shell, model: Path, tmp_path: Path) -> None:
+    expected = answer(model, "the fox", tokens=20) + "\n"
+    draft = ("--draft-model", model, "--num-draft-tokens", 4)
+    assert ferrum("generate", "--model", model, "-p", "the fox", "-m", 20, *draft) == expected
+    assert "\nDrafted: 15 of 20 tokens\n" in ferrum.err
+    other = write(tmp_path / "other", seed=9)
+    assert ferrum("generate", "--model", model, "-p", "the fox", "-m", 20, "--draft-model", other) == expected
+
+
+def test_dtypes_and_devices(ferrum: Shell, model: Path) -> None:
+    out = ferrum("generate", "--model", model, "-p", "the fox", "-m", 8, "--dtype", "f64", "--device", "cpu")
+    loaded, tokenizer = load(model, dtype="f64")
+    assert tokenizer is not None
+    assert out == generate(loaded, tokenizer, [{"role": "user", "content": "the fox"}], max_tokens=8) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-p", "a", "--temp", "-1"), "temperature must be at least 0"),
+        (("-p", "a", "--top-p", "1.5"), "top_p must be above 0"),
+        (("-p", "a", "--seed", "-4"), "seed must be an integer of at least 0"),
+        (("-p", "a", "--system-prompt", "x", "--ignore-chat-template"), "--ignore-chat-template excludes it"),
+        (("-p", "", "--ignore-chat-template"), "the prompt is empty"),
+        (("-p", "a", "--extra-eos-token", "nothing"), "'nothing' is no token"),
+        (("-p", "a", "--stop", ""), "stop must be a list of texts that are not empty"),
+        (("-p", "a", "--draft-model", "nowhere"), "there is no model folder nowhere"),
+        (("-p", "fox " * 30_000,), "positions end at 20000"),
+        (("-p", "\udcff"), "not valid Unicode"),
+    ],
+)  # fmt: skip
+def test_errors_are_one_line(ferrum: Shell, model: Path, arguments: tuple[str, ...], message: str) -> None:
+    if "" in arguments and "--ignore-chat-template" in arguments:
+        tokenizer = json.loads((model / "tokenizer.json").read_text())
+        bare = model.parent / "bare"
+        write(bare)
+        (bare / "tokenizer.json").write_text(json.dumps({**tokenizer, "post_processor": None}))
+        model = bare
+    assert message in ferrum.fails("generate", "--model", model, *arguments)
+
+
+def test_folders_that_are_refused(ferrum: Shell, model: Path, plain: Path, tmp_path: Path) -> None:
+    assert "there is no model folder" in ferrum.fails("generate", "--model", tmp_path / "none", "-p", "a")
+    assert "lacks config.json" in ferrum.fails("chat", "--model", tmp_path)
+    assert "has none" in ferrum.fails("generate", "--model", plain, "-p", "a", "--system-prompt", "x")
+    assert "there is none" in ferrum.fails("chat", "--model", plain, "--system-prompt", "x")
+    mute = write(tmp_path / "mute")
+    (mute / "tokenizer.json").unlink()
+    for command in (("generate", "-p", "a"), ("chat",)):
+        assert "has no tokenizer.json" in ferrum.fails(*command, "--model", mute)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("generate", "--model", "x"), "required: --prompt"),
+        (("generate", "-p", "x"), "required: --model"),
+        (("generate", "--model", "x", "-p", "x", "--max-tokens", "-1"), "must be an integer of at least 0, got '-1'"),
+        (("generate", "--model", "x", "-p", "x", "--max-kv-size", "0"), "must be an integer of at least 1, got '0'"),
+        (("generate", "--model", "x", "-p", "x", "--kv-bits", "3"), "invalid choice: 3"),
+        (("generate", "--model", "x", "-p", "x", "--verbose", "maybe"), "must be true or false, got 'maybe'"),
+        (("generate", "--model", "x", "-p", "x", "--chat-template-config", "{"), "is not valid JSON"),
+        (("generate", "--model", "x", "-p", "x", "--chat-template-config", "[]"), "must be a JSON object"),
+        (("generate", "--model", "x", "-p", "x", "--dtype", "i8"), "a model is computed in floating-point"),
+        (("bench",), "one of the arguments --model --random is required"),
+        (("bench", "--model", "x", "--random", "y"), "not allowed with argument"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err.replace("\n", " ")
+
+
+# Interrupts.
+
+
+def start(*arguments: object) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # a background job without a terminal inherits an interrupt that is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent differently there")
+def test_an_interrupt_keeps_what_was_printed(ferrum: Shell, model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "prompt.safetensors"
+    with start(
+        "generate", "--model", model, "-p", "the fox", "-m", 15_000, "--stop", "<<<", "--prompt-cache-file", path
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        head = process.stdout.read(20)
+        process.send_signal(signal.SIGINT)
+        rest, err = process.stdout.read(), process.stderr.read().decode()
+        assert process.wait(60) == 130
+    count = re.search(r"Generation: (\d+) tokens", err)
+    assert count is not None
+    tokens = int(count[1])
+    assert 10 < tokens < 15_000
+    assert re.fullmatch(r"Prompt: .*\nGeneration: .*\nPeak memory: .*\nferrum: interrupted\n", err)
+    out = (head + rest).decode()
+    assert out.endswith("\n")
+    whole = answer(model, "the fox", tokens=tokens + 1)
+    assert whole.startswith(out.removesuffix("\n").rstrip("�"))
+    # what was read is kept, too
+    ferrum("generate", "--model", model, "-p", "the fox", "-m", 1, "--prompt-cache-file", path)
+    assert "of them known" in ferrum.err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals are sent differently there")
+def test_a_reader_that_goes_away_ends_it(model: Path) -> None:
+    with start("generate", "--model", model, "-p", "the fox", "-m", 15_000) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(5)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 141
+
+
+def test_an_interrupt_in_this_process(ferrum: Shell, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = answer(model, "the fox", tokens=30)
+    interrupted_after(monkeypatch, 15)
+    out = ferrum("generate", "--model", model, "-p", "the fox", "-m", 30, code=130)
+    assert 2 < len(out) < len(whole)
+    assert whole.startswith(out.removesuffix("\n"))
+    assert "Generation: 15 tokens" in ferrum.err
+    assert ferrum.err.endswith("\nferrum: interrupted\n")
+
+
+def interrupted_after(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    """Detokenizing is broken off, as by a signal, once, after so many tokens."""
+    from ferrum_models.generation.text import TextRow
+
+    add, seen = TextRow.add, 0
+
+    def counted(row: TextRow, token: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == tokens + 1:
+            raise KeyboardInterrupt
+        return add(row, token)
+
+    monkeypatch.setattr(TextRow, "add", counted)
+
+
+# chat
+
+
+def conversation(folder: Path, *turns: str, system: str | None = None, tokens: int = 8) -> list[str]:
+    """What the library answers."""
+    model, tokenizer = load(folder)
+    assert tokenizer is not None
+    said: list[dict[str, str]] = [] if system is None else [{"role": "system", "content": system}]
+    answers = []
+    for turn in turns:
+        said.append({"role": "user", "content": turn})
+        answers.append(generate(model, tokenizer, said, max_tokens=tokens))
+        said.append({"role": "assistant", "content": answers[-1]})
+    return answers
+
+
+def test_chat(ferrum: Shell, model: Path) -> None:
+    first, second = conversation(model, "the fox", "quick", system="brown")
+    assert first != second
+    lines = "the fox\n\nquick\n/reset\nthe fox\n/quit\nnever read\n"
+    out = ferrum("chat", "--model", model, "-m", 8, "--system-prompt", "brown", "--verbose", stdin=lines)
+    assert out == f"{first}\n{second}\n{first}\n"
+    known = re.findall(r"Prompt: \d+ tokens(?:, (\d+) of them known)?,", ferrum.err)
+    assert [bool(one) for one in known] == [False, True, False]
+    assert ferrum("chat", "--model", model, "-m", 8, stdin="") == ""
+    assert ferrum("chat", "--model", model, stdin="/help\n/quit") == ""
+    assert ferrum.err.startswith("/reset begins anew, /quit")
+    only = conversation(model, "/resets")[0]
+    assert ferrum("chat", "--model", model, "-m", 8, stdin="/resets\n") == only + "\n"
+
+
+def test_chat_without_a_template_goes_on_with_the_text(ferrum: Shell, model: Path, plain: Path) -> None:
+    first = answer(plain, "the\n", chat=False, tokens=8)
+    second = answer(plain, f"the\n{first}\nfox\n", chat=False, tokens=8)
+    for command in (("--model", plain), ("--model", model, "--ignore-chat-template")):
+        assert ferrum("chat", *command, "-m", 8, stdin="the\nfox\n") == f"{first}\n{second}\n"
+
+
+def test_each_turn_has_its_seed(ferrum: Shell, model: Path) -> None:
+    loaded, tokenizer = load(model)
+    assert tokenizer is not None
+    said: list[dict[str, str]] = []
+    expected = ""
+    for turn, text in enumerate(("the", "fox")):
+        said.append({"role": "user", "content": text})
+        rules = Sampling(temperature=1.0, seed=4 + turn)
+        found = generate(loaded, tokenizer, said, max_tokens=8, sampling=rules)
+        said.append({"role": "assistant", "content": found})
+        expected += found + "\n"
+    assert ferrum("chat", "--model", model, "-m", 8, "--temp", 1, "--seed", 4, stdin="the\nfox") == expected
+
+
+def test_an_interrupt_ends_the_answer_not_the_conversation(
+    ferrum: Shell, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = answer(model, "the fox", tokens=30)
+    interrupted_after(monkeypatch, 15)
+    out = ferrum("chat", "--model", model, "-m", 30, stdin="the fox\nquick\n")
+    begun, _, rest = out.partition(" ...\n")
+    assert whole.startswith(begun)
+    assert 2 < len(begun) < len(whole)
+    monkeypatch.undo()
+    loaded, tokenizer = load(model)
+    assert tokenizer is not None
+    said = [("user", "the fox"), ("assistant", begun), ("user", "quick")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    assert rest == generate(loaded, tokenizer, messages, max_tokens=30) + "\n"
+
+
+def test_a_conversation_that_is_too_long_can_go_on(ferrum: Shell, model: Path) -> None:
+    lines = f"the fox\n{'quick ' * 60}\n/reset\nthe fox\n"
+    out = ferrum("chat", "--model", model, "-m", 4, "--max-kv-size", 50, stdin=lines)
+    first = conversation(model, "the fox", tokens=4)[0]
+    assert out == f"{first}\n{first}\n"
+    assert re.fullmatch(
+        r"ferrum chat: the prompt has \d+ tokens, but .* limited to 50; /reset begins anew\n", ferrum.err
+    )
+
+
+# bench and info
+
+
+@pytest.mark.parametrize("source", ["model", "random"])
+def test_bench(ferrum: Shell, model: Path, source: str) -> None:
+    which = ("--model", model) if source == "model" else ("--random", model / "config.json")
+    out = ferrum("bench", *which, "-p", 20, "-g", 6, "-n", 3, "-b", 2, "--kv-bits", 8, "--dtype", "f32")
+    lines = out.splitlines()
+    size = random_model(CONFIG).size
+    assert lines[0].endswith(f": {size:,} parameters, {size * 4 / 1e6:.2f} MB, on cpu in float32")
+    assert lines[1] == "20 tokens of prompt, 6 generated, 2 at once"
+    assert lines[3].split() == ["prefill", "decode", "first", "token"]
+    rows = [re.fullmatch(r"(trial \d|median) +([\d.]+) t/s +([\d.]+) t/s +([\d.]+) ms", line) for line in lines[4:8]]
+    figures = [(row[1], *map(float, row.groups()[1:])) for row in rows if row]
+    assert [name for name, *_ in figures] == ["trial 1", "trial 2", "trial 3", "median"]
+    for _, prefill, decode, first in figures:
+        assert prefill == pytest.approx(40 / (first / 1000), rel=0.1)
+        assert decode > 0
+    assert figures[3][1] == sorted(figure[1] for figure in figures[:3])[1]
+    assert re.fullmatch(r"peak memory of the process: \d+\.\d+ GB", lines[-1])
+
+
+def test_bench_measures_the_time_that_passes(ferrum: Shell, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step takes 20 ms and reading the prompt 100 ms: the figures say so."""
+    from ferrum_models.causal import CausalLM
+
+    forward = CausalLM.forward
+
+    def slow(one: CausalLM, ids: Any, *rest: Any) -> Any:
+        time.sleep(0.1 if ids.shape[0] > 1 else 0.02)
+        return forward(one, ids, *rest)
+
+    monkeypatch.setattr(CausalLM, "forward", slow)
+    out = ferrum("bench", "--model", model, "-p", 20, "-g", 6, "-n", 1)
+    found = re.search(r"trial 1 +([\d.]+) t/s +([\d.]+) t/s +([\d.]+) ms", out)
+    assert found is not None
+    prefill, decode, first = map(float, found.groups())
+    assert 60 < prefill <= 200
+    assert 20 < decode <= 50
+    assert 100 <= first < 300
+    assert "median" not in out
+    one = ferrum("bench", "--model", model, "-p", 20, "-g", 1, "-n", 1)
+    assert re.search(r"trial 1 +[\d.]+ t/s +- +[\d.]+ ms", one)
+
+
+def test_bench_refuses(ferrum: Shell, model: Path, tmp_path: Path) -> None:
+    error = ferrum.fails("bench", "--model", model, "-p", 19_999, "-g", 3)
+    assert "20002 tokens are too many for a model of 20000 positions" in error
+    path = tmp_path / "config.json"
+    path.write_text('{"model_type": "unheard"}')
+    assert "unheard" in ferrum.fails("bench", "--random", path)
+    assert "none.json" in ferrum.fails("bench", "--random", tmp_path / "none.json")
+
+
+def test_info_of_a_model(ferrum: Shell, model: Path, tmp_path: Path) -> None:
+    out = ferrum("info", "--model", model)
+    size = random_model(CONFIG).size
+    assert f"tiny: {size:,} parameters, {size * 4 / 1e6:.2f} MB, computed in float32\n" in out
+    assert "positions: 20000\n" in out
+    assert f"vocabulary: {CONFIG['vocab_size']}\n" in out
+    assert "a token in the cache: 256 bytes\n" in out  # 2 layers x 2 heads x (8 + 8) float32
+    assert "chat template)\nends of texts: 1\n" in out
+    assert "tokens are chosen by: their likelihood\n" in out
+    assert "    layers.0-1: DecoderLayer()\n" in out
+    own = write(tmp_path / "own")
+    (own / "tokenizer.json").unlink()
+    (own / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.5, "top_p": 0.9}')
+    out = ferrum("info", "--model", own, "--dtype", "bf16")
+    assert "MB, computed in bfloat16\n" in out
+    assert "tokenizer: none\nends of texts: none\ntokens are chosen by: temperature=0.5, top_p=0.9\n" in out
