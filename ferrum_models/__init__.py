@@ -18,6 +18,7 @@ from ferrum_models.generation import (
     stream_generate,
 )
 from ferrum_models.loading import load, random_model
+from ferrum_models.saving import convert, save_model
 from ferrum_models.tokenizing import Tokenizer
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Sampling",
     "SentenceEncoder",
     "Tokenizer",
+    "convert",
     "generate",
     "generate_batch",
     "generate_ids",
@@ -37,6 +39,7 @@ __all__ = [
     "load_encoder",
     "load_prompt_cache",
     "random_model",
+    "save_model",
     "save_prompt_cache",
     "stream_generate",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from ferrum_models.config import Settings
 from ferrum_models.families import family
 from ferrum_models.formats import formats
 from ferrum_models.gguf.loading import find_gguf, load_gguf
+from ferrum_models.progress import Progress, progressing
 from ferrum_models.tokenizing import Tokenizer
 from ferrum_models.weights import RandomWeights, Weights
 
-__all__ = ["load", "random_model"]
+__all__ = ["Opened", "load", "opened", "random_model"]
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 #: files that run code when they are read
@@ -28,6 +30,8 @@ def load(
     path: str | PathLike[str],
     device: Device | str | None = None,
     dtype: Dtype | str | None = None,
+    *,
+    progress: Progress = None,
 ) -> tuple[CausalLM, Tokenizer | None]:
     """The language model in the folder *path*, and its tokenizer, or None where the folder has none.
 
@@ -43,6 +47,8 @@ def load(
         path: the folder, or the GGUF file.
         device: where the model shall lie; the default device if absent.
         dtype: in which it is computed; that of the stored weights if absent.
+        progress: True for a bar of the tensors read, False for none, or a function that is called with (done, total);
+            a bar if absent, where there are many and a person may be looking. GGUF files show none.
 
     Raises:
         FileNotFoundError: naming the folder or every file that is missing.
@@ -62,20 +68,15 @@ def load(
     single = find_gguf(folder)
     if single is None and not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {folder}")
-    where = fa.get_default_device() if device is None else Device(device)
-    wanted = None if dtype is None else Dtype(dtype)
-    if wanted is not None and not (wanted.is_floating and where.supports(wanted)):
-        known = ", ".join(one.standard_name for one in Dtype.all() if one.is_floating and where.supports(one))
-        raise TypeError(f"a model can be computed in {known} on device {where}, not in {wanted}")
+    where, wanted = _place(device, dtype)
     if single is not None:
         return load_gguf(single, where, wanted)
-    settings = Settings.load(_file(folder, "config.json"))
-    found = family(settings)
-    config = found.config(settings)
-    readers = formats(settings)
-    if readers and wanted is None:  # scales, norms and embeddings may be stored in several
-        wanted = settings.dtype()
-    model = found.load(Weights.load(_stored(folder), device=where, dtype=wanted, formats=readers), config)
+    source = opened(folder, where, wanted)
+    found = family(source.settings)
+    config = found.config(source.settings)
+    with progressing(progress, source.weights.count, "tensor") as advance:
+        source.weights.tell(advance)
+        model = found.load(source.weights, config)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
@@ -83,6 +84,36 @@ def load(
             f"but config.json says vocab_size {config.vocab_size}"
         )
     return model, tokenizer
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model folder of which nothing but its config and the headers of its files has been read.
+
+    Attributes:
+        folder: where it lies.
+        settings: its config.
+        weights: its tensors, on the device and in the dtype that were asked for.
+        dtype: the one to which floating tensors are converted; None where they stay as stored.
+    """
+
+    folder: Path
+    settings: Settings
+    weights: Weights
+    dtype: Dtype | None
+
+
+def opened(folder: Path, device: Device | str | None = None, dtype: Dtype | str | None = None) -> Opened:
+    """The model folder *folder*, opened; for the arguments and errors see :func:`load`."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no model folder {folder}")
+    where, wanted = _place(device, dtype)
+    settings = Settings.load(_file(folder, "config.json"))
+    readers = formats(settings)
+    if readers and wanted is None:  # scales, norms and embeddings may be stored in several
+        wanted = settings.dtype()
+    weights = Weights.load(_stored(folder), device=where, dtype=wanted, formats=readers)
+    return Opened(folder, settings, weights, wanted)
 
 
 def random_model(
@@ -116,6 +147,15 @@ def random_model(
     where = fa.get_default_device() if device is None else Device(device)
     weights = RandomWeights(seed, device=where, dtype=None if dtype is None else Dtype(dtype))
     return found.load(weights, found.config(settings))
+
+
+def _place(device: Device | str | None, dtype: Dtype | str | None) -> tuple[Device, Dtype | None]:
+    where = fa.get_default_device() if device is None else Device(device)
+    wanted = None if dtype is None else Dtype(dtype)
+    if wanted is not None and not (wanted.is_floating and where.supports(wanted)):
+        known = ", ".join(one.standard_name for one in Dtype.all() if one.is_floating and where.supports(one))
+        raise TypeError(f"a model can be computed in {known} on device {where}, not in {wanted}")
+    return where, wanted
 
 
 def _file(folder: Path, name: str) -> Path:

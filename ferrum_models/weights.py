@@ -32,6 +32,7 @@ class _Shared:
     formats: tuple[LinearFormat, ...]
     problems: list[str] = field(default_factory=list)
     taken: set[str] = field(default_factory=set)
+    tell: Callable[[int], None] = lambda count: None
 
 
 class Weights:
@@ -94,6 +95,15 @@ class Weights:
     def __contains__(self, name: str) -> bool:
         return self._prefix + name in self._shared.tensors
 
+    @property
+    def count(self) -> int:
+        """How many tensors there are, of all parts together."""
+        return len(self._shared.tensors)
+
+    def tell(self, function: Callable[[int], None]) -> None:
+        """Call *function* with the number of tensors just read, from now on."""
+        self._shared.tell = function
+
     def at(self, *names: str | int) -> Weights:
         """The part whose names begin with *names*, joined by dots."""
         part = Weights.__new__(Weights)
@@ -139,7 +149,9 @@ class Weights:
         if full not in shared.tensors:
             self.problem(name, "is missing" + ("" if shape is None else f", expected shape {shape}"))
             return None
-        shared.taken.add(full)
+        if full not in shared.taken:
+            shared.taken.add(full)
+            shared.tell(1)
         tensors = shared.tensors
         found = tensors.load(full, codes=True) if codes and isinstance(tensors, SafetensorsFile) else tensors[full]
         if shape is not None and found.shape != shape:

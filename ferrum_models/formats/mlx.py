@@ -31,8 +31,8 @@ def is_mlx(settings: Settings) -> bool:
 class Mlx:
     """Layers of ``weight`` in words of 32 bits, ``scales`` and ``biases``; embeddings too.
 
-    A layer is quantised where it has ``scales`` or ``biases``. The config gives group and bits for all, and may give others, or
-    false, for layers by name.
+    A layer is quantised where it has ``scales`` or ``biases``. The config gives group and bits for all, and may give
+    others, or false, for layers by name.
 
     Examples:
         >>> from ferrum_models.config import Settings

@@ -1,0 +1,308 @@
+"""Models into folders: as they are, or tensor by tensor into fewer bits."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import ferrum_array as fa
+from ferrum_array import Dtype, Tensor
+from ferrum_models.causal import CausalLM
+from ferrum_models.config import Settings
+from ferrum_models.formats import own
+from ferrum_models.formats.reading import Kept
+from ferrum_models.layers import Parameter
+from ferrum_models.loading import Opened, opened
+from ferrum_models.outline import Piece, outline
+from ferrum_models.progress import Progress, progressing
+from ferrum_ops import QuantTensor, dequantize, quantize, repack
+from ferrum_ops.quant.names import scheme as scheme_of
+from ferrum_ops.quant.types import Scheme
+
+__all__ = ["convert", "save_model"]
+
+#: what a model folder may have beside its config and weights
+_BESIDE = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_SHARD = 2 << 30
+#: schemes that are wanted so often that they have a shorter name here
+_SHORT = {"int4": "int4-g32"}
+
+
+def save_model(
+    model: CausalLM,
+    folder: str | PathLike[str],
+    *,
+    source: str | PathLike[str] | None = None,
+    max_shard_bytes: int = _SHARD,
+    progress: Progress = None,
+) -> None:
+    """Write *model* to a new *folder*, from which ``load`` reads it again, and transformers too if it is dense.
+
+    The folder has ``config.json``, ``model.safetensors`` (or several files and their index), and what *source* has of
+    a tokenizer. Weights in fewer bits stay as they are, and the config says how they are stored. All is written beside
+    the folder, which takes its name when it is complete: a failure leaves nothing behind.
+
+    Args:
+        model: dense or in fewer bits, without adapters.
+        folder: which must not exist, or be empty.
+        source: a folder whose tokenizer files and ``generation_config.json`` are copied.
+        max_shard_bytes: begin another file before tensors of more bytes than this; about so much memory is in use.
+        progress: as in ``SentenceEncoder.encode``: a bar for long work if absent.
+
+    Raises:
+        FileExistsError: if *folder* is there and not empty. FileNotFoundError: if *source* is not there.
+        ValueError: for a model whose tensors are not those of its config. OSError: if writing fails.
+
+    Examples:
+        >>> import tempfile
+        >>> from ferrum_models import load, random_model, save_model
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+        >>> model = random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2})
+        >>> folder = tempfile.mkdtemp() + "/tiny"
+        >>> save_model(model, folder)
+        >>> load(folder)[0].size == model.size
+        True
+    """
+    settings = model.config.settings
+    plan = outline(settings)
+    leaves = dict(model.named_parameters())
+    problems = [f"{path} has no place in a checkpoint" for path in [*plan.unknown, *(leaves.keys() - plan.pieces)]]
+    problems += [f"{path} is missing" for path in plan.pieces if path not in leaves]
+    if problems:
+        raise ValueError(f"save_model: the model does not fit its config: {'; '.join(sorted(problems))}")
+    jobs = [(piece, leaves[path]) for path, pieces in plan.pieces.items() for piece in pieces]
+    with _new_folder(Path(folder)) as partial, progressing(progress, len(jobs), "tensor") as advance:
+        beside = None if source is None else _folder(source)
+        writer = _Writer(partial, max_shard_bytes)
+        for piece, leaf in jobs:
+            writer.add(piece, piece.cut(repack(leaf, "plain") if isinstance(leaf, QuantTensor) else leaf))
+            advance(1)
+        writer.close()
+        _write_config(partial, settings, model.dtype, writer.schemes)
+        _copy(beside, partial)
+
+
+def convert(
+    source: str | PathLike[str],
+    target: str | PathLike[str],
+    *,
+    quantize: Scheme | str | None = None,
+    dtype: Dtype | str | None = None,
+    keep: Sequence[str] = (),
+    max_shard_bytes: int = _SHARD,
+    progress: Progress = None,
+) -> None:
+    """The model of the folder *source* in a new folder *target*, in fewer bits or in another dtype.
+
+    Tensors are read, converted and written one by one, so that no more than *max_shard_bytes* and a tensor are in
+    memory. What is quantised are the matrices of linear layers, of experts and of embeddings; norms, biases and routers
+    stay dense. Matrices that are in fewer bits already stay as they are, unless *quantize* says otherwise.
+
+    Args:
+        source: a model folder that ``load`` reads.
+        target: which must not exist, or be empty.
+        quantize: a scheme or its name, such as ``int8``, ``int4-g64``, ``q8_0``, ``mxfp4``, ``fp8_e4m3``; ``int4`` is
+            short for ``int4-g32``. Nothing is quantised if absent.
+        dtype: of what stays dense, and in which the model is computed; as it is if absent.
+        keep: names of layers that stay as they are, or parts of names, from dot to dot: ``lm_head``, ``layers.0``,
+            ``mlp.*_proj``.
+        max_shard_bytes: begin another file before tensors of more bytes than this.
+        progress: as in :func:`save_model`.
+
+    Raises:
+        FileExistsError: if *target* is there and not empty. FileNotFoundError: for missing files of *source*.
+        ValueError: for a *source* that ``load`` would refuse, a scheme that is not known or cannot be made, and
+        matrices that it cannot divide, all of them named. TypeError: for a *dtype* that is not real floating-point.
+        OSError: if writing fails.
+
+    Examples:
+        >>> import tempfile
+        >>> from ferrum_models import convert, load, random_model, save_model
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 32, "intermediate_size": 32}
+        >>> folder = tempfile.mkdtemp()
+        >>> save_model(random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2}), folder + "/tiny")
+        >>> convert(folder + "/tiny", folder + "/small", quantize="int4", keep=["lm_head"])
+        >>> model, _ = load(folder + "/small")
+        >>> model.model.layers[0].mlp.up_proj, model.lm_head
+        (Linear(weight=int4-g32[32,32]), Linear(weight=f32[9,32]))
+    """
+    found = opened(Path(source), dtype=None if dtype is None else Dtype(dtype))
+    scheme = scheme_of(_SHORT.get(quantize, quantize)) if isinstance(quantize, str) else quantize
+    plan = outline(found.settings)
+    if plan.unknown:
+        raise ValueError(f"convert: {', '.join(plan.unknown)} have no place of their own in a checkpoint")
+    pieces = [piece for pieces in plan.pieces.values() for piece in pieces]
+    goals = _goals(pieces, scheme, Kept(tuple(keep)))
+    with _new_folder(Path(target)) as partial, progressing(progress, len(pieces), "tensor") as advance:
+        writer = _Writer(partial, max_shard_bytes)
+        for piece, goal in zip(pieces, goals, strict=True):
+            value = _read(found, piece)
+            if value is not None:
+                writer.add(piece, _in(value, goal))
+            advance(1)
+        found.weights.check(ignore=plan.ignored)
+        writer.close()
+        _write_config(partial, found.settings, found.dtype or found.settings.dtype() or writer.dtype, writer.schemes)
+        _copy(found.folder, partial)
+
+
+def _goals(pieces: Sequence[Piece], scheme: Scheme | None, kept: Kept) -> list[Scheme | None]:
+    """The scheme of each piece, or None where it stays as it is."""
+    goals, problems = [], []
+    for piece in pieces:
+        goal = scheme if piece.matrix and piece.path not in kept else None
+        if goal is not None:
+            try:
+                goal.parts(*piece.shape[-2:])
+            except ValueError as error:
+                problems.append(f"{piece.path}: {error}")
+        goals.append(goal)
+    if problems:
+        raise ValueError(f"convert: name them in keep, or choose another scheme: {'; '.join(problems)}")
+    return goals
+
+
+def _read(found: Opened, piece: Piece) -> Parameter | None:
+    """What a checkpoint holds for a piece, or None and a problem noted."""
+    weights = found.weights
+    shape = piece.shape
+    value: Parameter
+    if piece.swapped:
+        value = weights.experts(piece.path, (shape[0], shape[1], shape[2]))
+    elif piece.matrix:
+        value = weights.at(piece.path).linear(shape)
+    else:
+        above, _, name = piece.path.rpartition(".")
+        value = (weights.at(above) if above else weights).take(name, shape)
+    return value if value.shape == shape else None
+
+
+def _in(value: Parameter, goal: Scheme | None) -> Parameter:
+    if goal is None:
+        return repack(value, "plain") if isinstance(value, QuantTensor) else value
+    if isinstance(value, QuantTensor):
+        if value.scheme == goal:
+            return repack(value, "plain")
+        value = dequantize(value, fa.float32)
+    return quantize(value, goal)
+
+
+@dataclass
+class _Writer:
+    """Tensors into safetensors files of a folder, a file whenever there is enough for one."""
+
+    folder: Path
+    limit: int
+    schemes: dict[str, Scheme | None] = field(default_factory=dict)
+    dtype: Dtype = fa.float32
+    _held: dict[str, Tensor] = field(default_factory=dict)
+    _bytes: int = 0
+    _total: int = 0
+    _files: list[list[str]] = field(default_factory=list)
+
+    def add(self, piece: Piece, value: Parameter) -> None:
+        """Write what a piece holds: one tensor, or the parts of a quantised matrix."""
+        if isinstance(value, QuantTensor):
+            self.schemes[piece.path] = value.scheme
+            for name, part in value.parts.items():
+                self._hold(f"{piece.path}.{name}", part)
+            return
+        if not self._files and not self._held:
+            self.dtype = value.dtype
+        self._hold(piece.name, value.mT if piece.swapped else value)
+
+    def _hold(self, name: str, value: Tensor) -> None:
+        if self._held and self._bytes + value.nbytes > self.limit:
+            self._flush()
+        self._held[name] = value
+        self._bytes += value.nbytes
+        self._total += value.nbytes
+
+    def _flush(self) -> None:
+        path = self.folder / f"part-{len(self._files)}.safetensors"
+        fa.io.save_safetensors(self._held, path, metadata={"format": "pt"})
+        self._files.append(list(self._held))
+        self._held, self._bytes = {}, 0
+
+    def close(self) -> None:
+        """Write the rest, and give the files the names by which they are found."""
+        self._flush()
+        count = len(self._files)
+        if count == 1:
+            os.rename(self.folder / "part-0.safetensors", self.folder / "model.safetensors")
+            return
+        where: dict[str, str] = {}
+        for number, names in enumerate(self._files):
+            final = f"model-{number + 1:05}-of-{count:05}.safetensors"
+            os.rename(self.folder / f"part-{number}.safetensors", self.folder / final)
+            where |= dict.fromkeys(names, final)
+        index = {"metadata": {"total_size": self._total}, "weight_map": where}
+        _write_json(self.folder / "model.safetensors.index.json", index)
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A folder beside *folder*, which takes its name at the end of the block, or goes if the block fails."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there already; remove it, or name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o777 & ~_umask())  # temporary ones are for their owner alone
+        os.replace(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_config(folder: Path, settings: Settings, dtype: Dtype, schemes: dict[str, Scheme | None]) -> None:
+    gone = ("quantization", "quantization_config", "torch_dtype")
+    config = {key: value for key, value in settings.values.items() if key not in gone}
+    config["dtype"] = dtype.standard_name
+    if schemes:
+        config["quantization_config"] = own.described({p: s for p, s in schemes.items() if s is not None})
+    _write_json(folder / "config.json", config)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _folder(path: str | PathLike[str]) -> Path:
+    folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder} to copy a tokenizer from")
+    return folder
+
+
+def _copy(source: Path | None, target: Path) -> None:
+    for name in _BESIDE:
+        if source is not None and (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
