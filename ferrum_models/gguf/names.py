@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import ferrum_array as fa
 from ferrum_array import Tensor
@@ -32,7 +33,6 @@ _LAYER = {
     "attn_output": "self_attn.o_proj",
     "attn_q_norm": "self_attn.q_norm",
     "attn_k_norm": "self_attn.k_norm",
-    "attn_rot_embd": "self_attn.rotary_emb.inv_freq",  # nobody needs it
     "ffn_norm": "post_attention_layernorm",
     "ffn_gate": "mlp.gate_proj",
     "ffn_up": "mlp.up_proj",
@@ -77,7 +77,9 @@ class GgufTensors(Mapping[str, Tensor]):
         self._names = {**_LAYER, **_OWN.get(self._kind, {})}
         self._where: dict[str, Get] = {}
         for name in file.tensors:
-            if name != "rope_freqs.weight":  # its numbers are in the config
+            if (
+                name != "rope_freqs.weight" and ".attn_rot_embd." not in name
+            ):  # the config has them, or nobody needs them
                 self._add(name)
 
     def __getitem__(self, name: str) -> Tensor:
@@ -99,7 +101,7 @@ class GgufTensors(Mapping[str, Tensor]):
             return
         found = _PART.fullmatch(stem)
         if found is None:
-            self._put(name, name)
+            self._keep(name)
             return
         layer, part, number = found.groups()
         at = f"model.layers.{layer}"
@@ -110,7 +112,7 @@ class GgufTensors(Mapping[str, Tensor]):
         elif part in self._names:
             self._put(f"{at}.{self._names[part]}.{kind}", name, self._heads.get(part))
         else:
-            self._put(name, name)
+            self._keep(name)
 
     def _add_experts(self, name: str, at: str, part: str, kind: str, number: str | None) -> None:
         """A stack [E, out, in] as the matrices of each expert; older files hold these themselves."""
@@ -120,7 +122,7 @@ class GgufTensors(Mapping[str, Tensor]):
         place, names = _EXPERTS.get(self._kind, ("", {}))
         shape = self._file.tensors[name].shape
         if part not in names or kind != "weight" or (number is None and shape[0] != self._experts):
-            self._put(name, name)
+            self._keep(name)
         elif number is not None:
             self._put(f"{at}.{place}.{number}.{names[part]}.weight", name)
         else:
@@ -136,7 +138,7 @@ class GgufTensors(Mapping[str, Tensor]):
         other = name.replace("_gate_", "_up_")
         joined = part == "gate" and _alike(file, name, other)
         if part != "down" and not joined:
-            self._put(name, name)
+            self._keep(name)
             return
         target = f"{where}.gate_up_proj" if joined else f"{where}.down_proj"
 
@@ -153,12 +155,17 @@ class GgufTensors(Mapping[str, Tensor]):
         else:
             self._where[target] = transposed if len(file.tensors[name].shape) > 1 else get
 
+    def _keep(self, name: str) -> None:
+        """A tensor that is not known."""
+        self._where[name] = partial(self._file.raw, name)
+
     def _put(self, target: str, name: str, heads: int | None = None, *, expert: int | None = None) -> None:
         file, kind, info = self._file, self._kind, self._file.tensors[name]
         if info.element.scheme is not None:
             target = f"{target}.{info.element.scheme.name}"
-        if target in self._where:  # two names of one tensor: the second is not known
-            target = name
+        if target in self._where:  # a second tensor for one name
+            self._keep(name)
+            return
 
         def get() -> Tensor:
             found = file.raw(name)
