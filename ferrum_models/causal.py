@@ -204,7 +204,7 @@ class CausalLM(Module):
             blocks = sequences * -(-capacity // block_size)
         wanted = self.dtype if dtype is None else Dtype(dtype)
         room = Room(sequences, capacity, self.device, wanted, kind, block_size, blocks, min(chunk, capacity))
-        return ModelCache(room, [one.self_attn.new_cache(room) for one in self.model.layers])
+        return ModelCache(room, [one.mixer.new_cache(room) for one in self.model.layers])
 
     def logits(self, x: Tensor) -> Tensor:
         """The logits [..., V], in float32, of vectors x [..., hidden]."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
 from ferrum_models.families import (
+    deepseek_v3,
     gemma3,
     gpt_oss,
     llama,
@@ -16,6 +17,7 @@ from ferrum_models.families import (
     qwen2,
     qwen3,
     qwen3_moe,
+    qwen3_next,
 )
 
 __all__ = ["FAMILIES", "Family", "family"]
@@ -30,6 +32,7 @@ class Family(NamedTuple):
 
 #: ``model_type`` of a config -> the family
 FAMILIES = {
+    "deepseek_v3": Family(deepseek_v3.DeepseekV3Config.from_settings, deepseek_v3.load),
     "gemma3": Family(gemma3.Gemma3Config.from_settings, gemma3.load),
     "gemma3_text": Family(gemma3.Gemma3Config.from_settings, gemma3.load),
     "gpt_oss": Family(gpt_oss.GptOssConfig.from_settings, gpt_oss.load),
@@ -39,6 +42,7 @@ FAMILIES = {
     "qwen2": Family(qwen2.Qwen2Config.from_settings, qwen2.load),
     "qwen3": Family(qwen3.Qwen3Config.from_settings, qwen3.load),
     "qwen3_moe": Family(qwen3_moe.Qwen3MoeConfig.from_settings, qwen3_moe.load),
+    "qwen3_next": Family(qwen3_next.Qwen3NextConfig.from_settings, qwen3_next.load),
 }
 
 
@@ -54,6 +58,6 @@ def family(settings: Settings) -> Family:
         >>> family(Settings({"model_type": "eliza"}))
         Traceback (most recent call last):
         ...
-        ValueError: the config: model_type must be one of gemma3, gemma3_text, gpt_oss, ..., got 'eliza'
+        ValueError: the config: model_type must be one of deepseek_v3, gemma3, gemma3_text, ..., got 'eliza'
     """
     return settings.choice("model_type", known=FAMILIES)

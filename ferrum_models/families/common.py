@@ -143,8 +143,11 @@ def build(
     sandwich: bool = False,
     embed_scale: float | None = None,
     logits_softcap: float | None = None,
+    beside: Callable[[str], bool] = lambda name: False,
 ) -> CausalLM:
     """The model whose parts *mixer* and *feed_forward* read, each given the weights of layer *number* and the number.
+
+    Of tensors for which *beside* is true a checkpoint may have any, and nothing is made of them.
 
     Raises:
         ValueError: listing all tensors that are missing, have another shape or are not known.
@@ -157,13 +160,16 @@ def build(
 
     def one(number: int) -> DecoderLayer:
         at = part.at("layers", number)
+        mixing = mixer(at, number)
+        recurrent = config.layer_types[number] == "linear_attention"
         return DecoderLayer(
             norm(at.at("input_layernorm")),
-            mixer(at, number),
+            None if recurrent else mixing,
             norm(at.at("post_attention_layernorm")),
             feed_forward(at, number),
             norm(at.at("pre_feedforward_layernorm")) if sandwich else None,
             norm(at.at("post_feedforward_layernorm")) if sandwich else None,
+            mixing if recurrent else None,
         )
 
     decoder = Decoder(
@@ -174,6 +180,10 @@ def build(
     )
     tied = config.tie_word_embeddings
     head = None if tied else Linear.load(weights.at("lm_head"), hidden, config.vocab_size)
-    # tables that older checkpoints carry along, and the copy of a tied embedding
-    weights.check(ignore=lambda name: name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight"))
+
+    def ignore(name: str) -> bool:
+        # tables that older checkpoints carry along, and the copy of a tied embedding
+        return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight") or beside(name)
+
+    weights.check(ignore=ignore)
     return CausalLM(config, decoder, head, logits_softcap)

@@ -35,25 +35,40 @@ class DecoderLayer(Module):
 
     Attributes:
         input_layernorm: before the mixer.
-        self_attn: the mixer.
+        self_attn: the mixer where it is attention.
         post_attention_layernorm: before the feed-forward network; where there are four norms, of the mixer's result.
         mlp: the feed-forward network.
         pre_feedforward_layernorm: where there are four norms, before the feed-forward network.
         post_feedforward_layernorm: where there are four norms, of its result.
+        linear_attn: the mixer where it is a recurrence.
 
     Source: Xiong et al., "On layer normalization in the transformer architecture", 2020.
     """
 
     input_layernorm: RMSNorm
-    self_attn: Mixer
+    self_attn: Mixer | None
     post_attention_layernorm: RMSNorm
     mlp: FeedForward
     pre_feedforward_layernorm: RMSNorm | None = None
     post_feedforward_layernorm: RMSNorm | None = None
+    linear_attn: Mixer | None = None
+
+    @property
+    def mixer(self) -> Mixer:
+        """What lets tokens see each other.
+
+        Raises:
+            ValueError: if the layer has none, or two.
+        """
+        both = (self.self_attn, self.linear_attn)
+        found = [one for one in both if one is not None]
+        if len(found) != 1:
+            raise ValueError(f"DecoderLayer: either self_attn or linear_attn must be there, got {both}")
+        return found[0]
 
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """Packed tokens x [T, hidden] to [T, hidden]."""
-        seen = self.self_attn(self.input_layernorm(x), step)
+        seen = self.mixer(self.input_layernorm(x), step)
         if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
             inner, x = self.post_attention_layernorm(seen, x)
             return x + self.mlp(inner)

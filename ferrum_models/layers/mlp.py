@@ -10,7 +10,7 @@ from ferrum_models.layers.module import Module, Parameter, layer
 from ferrum_models.weights import Weights
 from ferrum_ops import ActivationKind, gated_activation, linear, moe_ffn, moe_route, sigmoid_gate
 
-__all__ = ["MLP", "Experts", "MoE", "Router", "SharedExpert"]
+__all__ = ["MLP", "Experts", "MoE", "Router"]
 
 
 @layer
@@ -131,31 +131,34 @@ class Experts(Module):
 
 
 @layer
-class SharedExpert(Module):
-    """A perceptron that every token takes, weighed by the sigmoid of ``gate(x)`` where there is a gate."""
-
-    expert: MLP
-    gate: Linear | None = None
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Apply to x [T, hidden]."""
-        y = self.expert(x)
-        return y if self.gate is None else sigmoid_gate(y, self.gate(x))
-
-
-@layer
 class MoE(Module):
-    """A mixture of experts: each token takes those that the router names, and the shared one if there is one.
+    """A mixture of experts: each token takes those that the router names, and the shared ones if there are any.
+
+    Attributes:
+        gate: the router.
+        experts: those that it names.
+        shared_experts: what every token takes, as one perceptron, unweighed.
+        shared_expert: what every token takes, weighed by the sigmoid of shared_expert_gate.
+        shared_expert_gate: makes one number of each token.
 
     Source: Shazeer et al., "Outrageously Large Neural Networks", 2017; Dai et al., "DeepSeekMoE", 2024.
     """
 
     gate: Router
     experts: Experts
-    shared: SharedExpert | None = None
+    shared_experts: MLP | None = None
+    shared_expert: MLP | None = None
+    shared_expert_gate: Linear | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to packed tokens x [T, hidden]."""
         ids, w = self.gate(x)
         y = self.experts(x, ids, w)
-        return y if self.shared is None else y + self.shared(x)
+        if self.shared_experts is not None:
+            y = y + self.shared_experts(x)
+        if self.shared_expert is None:
+            return y
+        extra = self.shared_expert(x)
+        if self.shared_expert_gate is None:
+            return y + extra
+        return sigmoid_gate(extra, self.shared_expert_gate(x), residual=y)

@@ -54,7 +54,9 @@ class Rotary:
         return fa.take(known[0], rows, axis=0), fa.take(known[1], rows, axis=0)
 
     @classmethod
-    def from_settings(cls, settings: Settings, dim: int, kind: str | None = None, *, theta: float = 10000.0) -> Rotary:
+    def from_settings(
+        cls, settings: Settings, dim: int, kind: str | None = None, *, theta: float = 10000.0, share: float = 1.0
+    ) -> Rotary:
         """What a config says, in ``rope_parameters`` or in ``rope_theta`` and ``rope_scaling``.
 
         Args:
@@ -62,6 +64,7 @@ class Rotary:
             dim: the dimensions that rotate if all of them do; ``partial_rotary_factor`` makes them fewer.
             kind: the kind of layer, where ``rope_parameters`` has one entry for each.
             theta: the base of the frequencies where the config names none.
+            share: ``partial_rotary_factor`` where the config names none.
 
         Raises:
             ValueError: for an unknown kind of scaling, or entries that are missing or wrong.
@@ -70,7 +73,7 @@ class Rotary:
         if kind is not None and isinstance(entries.get(kind), Mapping):
             entries = dict(entries[kind])
         inner = Settings({**settings.values, **entries}, settings.source)
-        share = inner.number("partial_rotary_factor", default=1.0)
+        share = inner.number("partial_rotary_factor", default=share)
         entries.pop("partial_rotary_factor", None)
         entries.pop("rope_theta", None)
         entries.setdefault("max_position_embeddings", settings.get("max_position_embeddings"))

@@ -49,8 +49,14 @@ def make(config_class: str, folder: Path, seed: int = 0, **entries: Any) -> Any:
                 # the usual initial values are so small that a wrong layer would hardly be seen
                 torch.nn.init.normal_(value, std=0.3 if value.ndim > 1 else 0.5)
             for name, value in model.named_parameters():
-                if "norm" in name and not config_class.startswith("Gemma"):
+                around_zero = config_class.startswith("Gemma") or (
+                    config_class == "Qwen3NextConfig" and "linear_attn.norm" not in name
+                )
+                if "norm" in name and not around_zero:
                     value += 1.0
+            for name, value in model.named_buffers():
+                if name.endswith("e_score_correction_bias"):
+                    torch.nn.init.normal_(value, std=0.2)
         model.save_pretrained(folder)
     return model
 

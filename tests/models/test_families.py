@@ -21,6 +21,34 @@ LLAMA3 = {
     "original_max_position_embeddings": 32,
     "rope_theta": 500000.0,
 }
+DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "head_dim": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 10,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 7,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 20,
+    "first_k_dense_replace": 1,
+}
+MSCALE = {**YARN, "mscale": 0.7, "mscale_all_dim": 1.0}
+NEXT = {
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "num_hidden_layers": 4,
+    "partial_rotary_factor": 0.5,
+}
 #: a name -> the class of the config in transformers, and entries that show each switch
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", {}),
@@ -37,6 +65,24 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "mixtral": ("MixtralConfig", {**MOE, "sliding_window": 6}),
     "gemma3": ("Gemma3TextConfig", {"sliding_window": 5, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}),
     "gemma3-caps": ("Gemma3TextConfig", {"final_logit_softcapping": 3.0}),
+    "deepseek-v3": ("DeepseekV3Config", DEEPSEEK),
+    "deepseek-v3-yarn": ("DeepseekV3Config", {**DEEPSEEK, "rope_parameters": MSCALE, "n_shared_experts": 2}),
+    "deepseek-v3-plain": (
+        "DeepseekV3Config",
+        {**DEEPSEEK, "q_lora_rank": None, "rope_interleave": False, "norm_topk_prob": False, "attention_bias": True},
+    ),
+    "qwen3-next": ("Qwen3NextConfig", NEXT),
+    "qwen3-next-mixed": (
+        "Qwen3NextConfig",
+        {
+            **NEXT,
+            "layer_types": ["full_attention", "linear_attention", "linear_attention", "full_attention"],
+            "mlp_only_layers": [1],
+            "norm_topk_prob": False,
+            "linear_conv_kernel_dim": 2,
+            "attention_bias": True,
+        },
+    ),
     "gpt-oss": ("GptOssConfig", {**MOE, "sliding_window": 5, "rope_parameters": {**YARN, "truncate": False}}),
 }
 
