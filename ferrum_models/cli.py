@@ -16,7 +16,7 @@ from pathlib import Path
 import ferrum_array as fa
 from ferrum_array import Dtype
 from ferrum_models import demo
-from ferrum_models.commands import bench, chat, generate
+from ferrum_models.commands import bench, chat, convert, generate
 from ferrum_models.commands.info import show_model
 from ferrum_models.commands.options import add_place, check_dtype
 from ferrum_models.encoder import load_encoder
@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
 
     for command in (info, show, embed):
         add_place(command)
-    for one in (generate, chat, bench):
+    for one in (generate, chat, convert, bench):
         one.add(commands)
     return parser
 

@@ -25,6 +25,7 @@ __all__ = [
     "add_place",
     "check_dtype",
     "drafting",
+    "dtype",
     "kept",
     "loaded",
     "numbers",
@@ -38,7 +39,7 @@ __all__ = [
 def add_place(command: argparse.ArgumentParser) -> None:
     """Where a model is computed, and in what."""
     command.add_argument("--device", type=_device, metavar="D", help="cpu, cuda:N, mlx, mlx:cpu or mlx:gpu")
-    command.add_argument("--dtype", type=_dtype, metavar="T", help="f32, f16, bf16 or f64; as stored if absent")
+    command.add_argument("--dtype", type=dtype, metavar="T", help="f32, f16, bf16 or f64; as stored if absent")
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
@@ -97,14 +98,15 @@ def _device(text: str) -> Device:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def _dtype(text: str) -> Dtype:
+def dtype(text: str) -> Dtype:
+    """A real floating dtype by name."""
     try:
-        dtype = Dtype(text)
+        found = Dtype(text)
     except TypeError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    if not dtype.is_floating:
-        raise argparse.ArgumentTypeError(f"a model is computed in floating-point, not in {dtype}")
-    return dtype
+    if not found.is_floating:
+        raise argparse.ArgumentTypeError(f"a model is computed in floating-point, not in {found}")
+    return found
 
 
 def check_dtype(options: argparse.Namespace) -> None:

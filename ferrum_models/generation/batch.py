@@ -182,8 +182,10 @@ def generate_batch(
 
     Examples:
         >>> from ferrum_models import generate_batch, load
-        >>> model, tokenizer = load("models/stdlib-moe")  # doctest: +SKIP
-        >>> generate_batch(model, tokenizer, ["import os", "def add(a, b):"], max_tokens=8)  # doctest: +SKIP
+        >>> model, tokenizer = load("models/stdlib-moe")
+        >>> prompts = [[{"role": "user", "content": text}] for text in ("Hello", "What is the json module for?")]
+        >>> generate_batch(model, tokenizer, prompts, max_tokens=4)
+        ['Hello! As', 'JSON (J']
     """
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"batch_size must be an integer of at least 1, got {batch_size!r}")

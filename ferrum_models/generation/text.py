@@ -139,9 +139,11 @@ def stream_generate(
 
     Examples:
         >>> from ferrum_models import load, stream_generate
-        >>> model, tokenizer = load("models/stdlib-moe")  # doctest: +SKIP
-        >>> for piece in stream_generate(model, tokenizer, "def add(a, b):", max_tokens=20):  # doctest: +SKIP
-        ...     print(piece.text, end="")
+        >>> model, tokenizer = load("models/stdlib-moe")
+        >>> question = [{"role": "user", "content": "What does textwrap.dedent do?"}]
+        >>> for piece in stream_generate(model, tokenizer, question, max_tokens=6):
+        ...     print(piece.text, end="|")
+        Remove| any| common| leading| whitespace| from|
     """
     ids = prompt_ids(tokenizer, prompt)
     stops = frozenset((*model.config.eos_token_ids, *tokenizer.eos_ids) if stop_ids is None else stop_ids)
@@ -240,8 +242,9 @@ def generate(
 
     Examples:
         >>> from ferrum_models import generate, load
-        >>> model, tokenizer = load("models/stdlib-moe")  # doctest: +SKIP
-        >>> generate(model, tokenizer, "import os\\n", max_tokens=8)  # doctest: +SKIP
+        >>> model, tokenizer = load("models/stdlib-moe")
+        >>> generate(model, tokenizer, [{"role": "user", "content": "Hello"}], max_tokens=4)
+        'Hello! As'
     """
     pieces = stream_generate(
         model,
