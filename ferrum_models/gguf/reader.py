@@ -176,8 +176,14 @@ class GgufFile:
             KeyError: if there is no such tensor. ValueError: for blocks in a tensor of another number of axes.
         """
         found = self.raw(name)
-        scheme, shape = self.tensors[name].element.scheme, self.tensors[name].shape
-        return found if scheme is None else QuantTensor(scheme, shape, {"blocks": found})
+        element, shape = self.tensors[name].element, self.tensors[name].shape
+        if element.scheme is None:
+            return found
+        if len(shape) not in (2, 3):
+            raise CorruptFileError(
+                f"{self.path}: tensor {name!r} holds {element.name} of shape {shape}; blocks need two or three axes"
+            )
+        return QuantTensor(element.scheme, shape, {"blocks": found})
 
     def __repr__(self) -> str:
         return f"<GgufFile {str(self.path)!r}, {len(self.tensors)} tensors, {len(self.entries)} entries>"

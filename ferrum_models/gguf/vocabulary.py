@@ -112,9 +112,7 @@ class _Vocabulary:
             return None
         fits = isinstance(found, memoryview) and found.format in ("bBhHiIqQ" if kind is int else "fd")
         if not fits or len(found) != len(self.tokens):
-            raise self.error(
-                f"{name} must be a list of {len(self.tokens)} numbers ({kind.__name__}), got {found!r:.80}"
-            )
+            raise self.error(f"{name} must be a list of {len(self.tokens)} {kind.__name__}, got {_short(found)}")
         numbers: list[Any] = found.tolist()
         return numbers
 

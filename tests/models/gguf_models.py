@@ -118,7 +118,7 @@ def write(peer: Any, case: str, path: Path, kind: str = "F32", **changes: Any) -
     rng = np.random.default_rng(0)
     for name, value in metadata(arch, config, changes).items():
         if value is not None:
-            _add(writer, name, value)
+            add(writer, name, value)
     state = {name: value.numpy() for name, value in peer.state_dict().items()}
     for name, value in state.items():
         made = []
@@ -202,7 +202,7 @@ def metadata(arch: str, config: Any, changes: dict[str, Any]) -> dict[str, Any]:
     return {**found, **changes}
 
 
-def _add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
+def add(writer: gguf.GGUFWriter, name: str, value: Any) -> None:
     match value:
         case bool():
             writer.add_bool(name, value)
