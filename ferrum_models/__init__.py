@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ferrum_models.adapters import load_adapters, merge_adapters, remove_adapters
 from ferrum_models.bert import BertConfig, BertModel
 from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
@@ -36,9 +37,12 @@ __all__ = [
     "generate_batch",
     "generate_ids",
     "load",
+    "load_adapters",
     "load_encoder",
     "load_prompt_cache",
+    "merge_adapters",
     "random_model",
+    "remove_adapters",
     "save_model",
     "save_prompt_cache",
     "stream_generate",

@@ -6,6 +6,7 @@ from ferrum_models.layers.attention import Attention
 from ferrum_models.layers.basic import Embedding, LayerNorm, Linear, RMSNorm
 from ferrum_models.layers.decoder import DecoderLayer, FeedForward, Mixer
 from ferrum_models.layers.delta_net import DepthwiseConv, GatedDeltaNet, RecurrentState
+from ferrum_models.layers.lora import LoRA, LowRank
 from ferrum_models.layers.mla import MLA
 from ferrum_models.layers.mlp import MLP, Experts, MoE, Router
 from ferrum_models.layers.module import Module, Parameter, layer
@@ -23,6 +24,8 @@ __all__ = [
     "GatedDeltaNet",
     "LayerNorm",
     "Linear",
+    "LoRA",
+    "LowRank",
     "MLA",
     "MLP",
     "Mixer",

@@ -42,6 +42,11 @@ class Linear(Module):
         """Apply to x [..., in]; the result is [..., out], in *dtype* or that of *x*."""
         return linear(x, self.weight, self.bias, dtype=dtype)
 
+    @property
+    def matrix(self) -> Tensor:
+        """The numbers [out, in] by which inputs are multiplied: for layers that use them in another way."""
+        return dequantize(self.weight) if isinstance(self.weight, QuantTensor) else self.weight
+
 
 @layer
 class Embedding(Module):

@@ -12,10 +12,20 @@ from ferrum_models.layers.step import Room, Step
 from ferrum_models.weights import Weights
 from ferrum_ops import KVCache, rope
 
-__all__ = ["MLA"]
+__all__ = ["MLA", "LatentHeads"]
 
 #: of the norms of the two short vectors, whatever the config says of the other norms
 _EPS = 1e-6
+
+
+@layer
+class LatentHeads(Module):
+    """What makes the keys and values of all heads from a latent: weight [H * (Dn + Dv), R], dense.
+
+    It is not applied to latents alone: ``mla_attention`` may apply it to queries and results instead.
+    """
+
+    weight: Tensor
 
 
 @layer
@@ -25,7 +35,7 @@ class MLA(Module):
     Attributes:
         kv_a_proj_with_mqa: makes the latent of each token, and the rotated part of its key.
         kv_a_layernorm: of the latent.
-        kv_b_proj: makes of a latent the keys and values of all heads; its weight is dense.
+        kv_b_proj: makes of a latent the keys and values of all heads.
         q_proj: makes queries, or else q_a_proj, q_a_layernorm and q_b_proj do, through a short vector too.
         heads: how many.
         nope_dim: the numbers of a head that do not turn.
@@ -40,7 +50,7 @@ class MLA(Module):
 
     kv_a_proj_with_mqa: Linear
     kv_a_layernorm: RMSNorm
-    kv_b_proj: Linear
+    kv_b_proj: LatentHeads
     o_proj: Linear
     heads: int
     nope_dim: int
@@ -76,10 +86,8 @@ class MLA(Module):
         nope, turning, value = dims
         query_rank, rank = ranks
         queries = heads * (nope + turning)
-        kv_b = weights.at("kv_b_proj").take("weight", (heads * (nope + value), rank))
         common = {
             "kv_a_proj_with_mqa": Linear.load(weights.at("kv_a_proj_with_mqa"), hidden, rank + turning, bias=bias),
-            "kv_b_proj": Linear(kv_b),
             "o_proj": Linear.load(weights.at("o_proj"), heads * value, hidden, bias=bias),
         }
         if query_rank is None:
@@ -87,7 +95,9 @@ class MLA(Module):
         else:
             common["q_a_proj"] = Linear.load(weights.at("q_a_proj"), hidden, query_rank, bias=bias)
             common["q_b_proj"] = Linear.load(weights.at("q_b_proj"), query_rank, queries)
+        kv_b = weights.at("kv_b_proj").take("weight", (heads * (nope + value), rank))
         return cls(
+            kv_b_proj=LatentHeads(kv_b),
             kv_a_layernorm=RMSNorm.load(weights.at("kv_a_layernorm"), rank, _EPS),
             q_a_layernorm=None if query_rank is None else RMSNorm.load(weights.at("q_a_layernorm"), query_rank, _EPS),
             heads=heads,
@@ -110,11 +120,11 @@ class MLA(Module):
         rank = both.shape[1] - self.rope_dim
         latent = self.kv_a_layernorm(both[:, :rank])
         k_rope = rope(both[:, None, rank:], cos, sin, interleaved=self.interleaved)[:, 0]
-        w = self.kv_b_proj.weight
+        w = self.kv_b_proj.matrix
         assert isinstance(w, Tensor), "load asks for a dense one"
         seen = step.attend_latent(
             fa.concat((q[..., : self.nope_dim], turned), axis=-1),
-            w.reshape(self.heads, self.nope_dim + self.value_dim, rank),
+            self.kv_b_proj.weight.reshape(self.heads, self.nope_dim + self.value_dim, rank),
             latent,
             k_rope,
             self.number,

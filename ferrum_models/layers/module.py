@@ -103,6 +103,19 @@ class Module:
         changes = {name: one(prefix + name, value) for name, value in _fields(self)}
         return dataclasses.replace(self, **changes)  # type: ignore[type-var] # subclasses are dataclasses: see layer
 
+    def map_layers(self, function: Callable[[str, Module], Module], prefix: str = "") -> Self:
+        """The same tree with ``function(path, layer)`` in place of each layer below this one, inner ones first."""
+
+        def one(path: str, value: Any) -> Any:
+            if isinstance(value, Module):
+                return function(path, value.map_layers(function, f"{path}."))
+            if isinstance(value, tuple) and any(isinstance(item, Module) for item in value):
+                return tuple(one(f"{path}.{number}", item) for number, item in enumerate(value))
+            return value
+
+        changes = {name: one(prefix + name, value) for name, value in _fields(self)}
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var] # subclasses are dataclasses: see layer
+
     def to(self, device: Device | str | None = None, dtype: Dtype | str | None = None) -> Self:
         """The same tree on *device*, its floating tensors in *dtype*; quantised weights keep their codes.
 
