@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ferrum_models.layers.step import Room
+from ferrum_models.layers import RecurrentState, Room
 from ferrum_ops import KVCache, SequenceMeta
 
 __all__ = ["ModelCache", "Pass"]
@@ -25,7 +25,7 @@ class ModelCache:
 
     Attributes:
         room: what it has room for.
-        layers: what each layer keeps.
+        layers: what each layer keeps: a ``KVCache`` of keys and values or of latents, or a ``RecurrentState``.
         lengths: how many tokens of each sequence it holds.
         reached: how many each has held at most: a ring has overwritten what lies too far before that.
 
@@ -40,7 +40,7 @@ class ModelCache:
         ModelCache(3 of 8 tokens, contiguous, float32)
     """
 
-    def __init__(self, room: Room, layers: Sequence[Any]) -> None:
+    def __init__(self, room: Room, layers: Sequence[KVCache | RecurrentState]) -> None:
         self.room = room
         self.layers = tuple(layers)
         self.lengths = [0] * room.sequences
@@ -87,9 +87,12 @@ class ModelCache:
     def truncate(self, lengths: Sequence[int]) -> None:
         """Forget the tokens of each sequence beyond these *lengths*.
 
+        Where a layer is recurrent a sequence can only be forgotten as a whole: its state says nothing of how it was
+        some tokens ago.
+
         Raises:
             ValueError: for lengths that are greater than what is held, or where a layer cannot go back: a recurrent
-            one, or one with a ring that has overwritten what it would need.
+            one to any length but 0, and one with a ring that has overwritten what it would need.
         """
         if len(lengths) != len(self.lengths) or any(
             not 0 <= n <= m for n, m in zip(lengths, self.lengths, strict=False)
@@ -98,6 +101,11 @@ class ModelCache:
         obstacle = self.obstacle(lengths)
         if obstacle is not None:
             raise ValueError(obstacle)
+        emptied = [row for row, (n, m) in enumerate(zip(lengths, self.lengths, strict=True)) if n == 0 < m]
+        if emptied:
+            self.layers = tuple(
+                kept.cleared(emptied) if isinstance(kept, RecurrentState) else kept for kept in self.layers
+            )
         self.lengths = list(lengths)
         for own, n in zip(self._blocks, lengths, strict=True):
             spare = own[-(-n // self.room.block_size) :]
@@ -111,16 +119,17 @@ class ModelCache:
         if back == 0:
             return None
         for kept in self.layers:
-            if not isinstance(kept, KVCache):
-                return "a recurrent layer cannot forget its last tokens; begin with a new cache"
-            if kept.spec.layout == "ring" and max(self.reached) > kept.spec.block_size and back > self.room.chunk:
+            if isinstance(kept, RecurrentState):
+                if any(n for n, _ in changes):
+                    return "a recurrent layer cannot forget its last tokens alone; forget all, or make a new cache"
+            elif kept.spec.layout == "ring" and max(self.reached) > kept.spec.block_size and back > self.room.chunk:
                 return f"a ring can forget its last {self.room.chunk} tokens at most, not {back}"
         return None
 
     @property
     def nbytes(self) -> int:
-        """The bytes of keys and values."""
-        return sum(kept.spec.nbytes for kept in self.layers if isinstance(kept, KVCache))
+        """The bytes of keys, values, latents and states."""
+        return sum(kept.nbytes if isinstance(kept, RecurrentState) else kept.spec.nbytes for kept in self.layers)
 
     def __repr__(self) -> str:
         held = ", ".join(map(str, self.lengths))

@@ -12,7 +12,7 @@ import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.cache import ModelCache, Pass
 from ferrum_models.causal import CausalLM
-from ferrum_models.layers import CacheKind
+from ferrum_models.layers import CacheKind, RecurrentState
 from ferrum_ops import KVCache, QuantTensor, dequantize
 from ferrum_ops.planning import block_slots
 
@@ -255,7 +255,7 @@ def _memories(cache: ModelCache, made: Pass, length: int) -> Iterator[tuple[str,
     """Each layer's name and memory, and the rows in which the *length* tokens of the only sequence lie, in order."""
     for number, kept in enumerate(cache.layers):
         if not isinstance(kept, KVCache):
-            raise ValueError(f"layer {number} keeps {type(kept).__name__}, which prompt caches cannot move")
+            continue
         spec = kept.spec
         table = made.blocks[0] if spec.layout == "paged" and made.blocks is not None else (0,)
         places = range(max(0, length - spec.block_size) if spec.layout == "ring" else 0, length)
@@ -264,12 +264,16 @@ def _memories(cache: ModelCache, made: Pass, length: int) -> Iterator[tuple[str,
 
 
 def _content(cache: ModelCache) -> Iterator[tuple[str, Tensor]]:
-    """What the only sequence of *cache* has in it, by layer, in the order of positions."""
+    """What the only sequence of *cache* has in it, by layer, in the order of positions; states as they are."""
     for name, kept, rows in _memories(cache, cache.plan([0]), cache.lengths[0]):
         for part in ("k", "v", "k_scale", "v_scale"):
             memory: Tensor | None = getattr(kept, part)
             if memory is not None:
                 yield f"{name}.{part}", fa.take(memory, rows, axis=0)
+    for number, state in enumerate(cache.layers):
+        if isinstance(state, RecurrentState):
+            yield f"layers.{number}.conv", state.conv
+            yield f"layers.{number}.delta", state.delta
 
 
 def _fill(cache: ModelCache, content: dict[str, Tensor], length: int, reached: int) -> None:
@@ -289,13 +293,27 @@ def _fill(cache: ModelCache, content: dict[str, Tensor], length: int, reached: i
             wanted = (rows.shape[0], *memory.shape[1:])
             if found is not None and found.ndim and found.shape[0] > wanted[0]:
                 found = found[found.shape[0] - wanted[0] :]  # a ring needs the last ones only
-            if found is None or found.shape != wanted or found.dtype is not memory.dtype:
-                given = "it is missing" if found is None else f"got {found.dtype} {found.shape}"
-                raise ValueError(f"{name}.{part} must be {memory.dtype} {wanted}, {given}")
-            writes.append((memory, rows, found))
+            writes.append((memory, rows, _fitting(f"{name}.{part}", found, memory.dtype, wanted)))
+    states = {
+        number: RecurrentState(
+            *(
+                _fitting(name, content.pop(name, None), old.dtype, old.shape)
+                for name, old in ((f"layers.{number}.conv", kept.conv), (f"layers.{number}.delta", kept.delta))
+            )
+        )
+        for number, kept in enumerate(cache.layers)
+        if isinstance(kept, RecurrentState)
+    }
     if content:
         raise ValueError(f"{', '.join(sorted(content))} do not belong to this model")
     for memory, rows, found in writes:
         memory[rows] = found
-    cache.commit(made, {})
+    cache.commit(made, states)
     cache.reached = [max(reached, length)]
+
+
+def _fitting(name: str, found: Tensor | None, dtype: Dtype, shape: tuple[int, ...]) -> Tensor:
+    if found is None or found.shape != shape or found.dtype is not dtype:
+        given = "it is missing" if found is None else f"got {found.dtype} {found.shape}"
+        raise ValueError(f"{name} must be {dtype} {shape}, {given}")
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
@@ -153,6 +153,11 @@ def _check_draft(model: CausalLM, rules: Sampling, draft: Draft, held: int) -> N
             f"the draft model has a vocabulary of {draft.model.config.vocab_size}, the model one of "
             f"{model.config.vocab_size}; they must share it"
         )
+    if any("linear_attention" in one.config.layer_types for one in (model, draft.model)):
+        raise ValueError(
+            "a recurrent model cannot forget drafts that are not accepted; generate without a draft model, or with two "
+            "models that only attend"
+        )
     if held:
         raise ValueError(
             "a draft model has read nothing of what the cache holds; begin with an empty cache, or use a prompt cache"
@@ -251,7 +256,8 @@ def _speculative(
     while given < room:
         left = min(room - given, cache.room.capacity - cache.lengths[0], helper.room.capacity - helper.lengths[0])
         count = max(0, min(draft.tokens, left - len(behind)))
-        drafts, shares = _drafts(draft.model, behind, helper, chooser, rules, count)
+        drafts, shares, marks = _drafts(draft.model, behind, helper, chooser, rules, count)
+        states = cache.states
         fed = fa.asarray([*pending, *drafts], dtype=fa.int64, device=device)
         logits = model.logits(model.forward(fed, [fed.shape[0]], cache))
         verified = spec_verify(
@@ -263,9 +269,14 @@ def _speculative(
         accepted, ids = int(verified.accepted), verified.ids.tolist()
         logprobs = token_logprobs(logits)
         base = cache.lengths[0] - count
-        cache.truncate([base + accepted])
-        known = helper.lengths[0] - max(0, count - 1)  # before the drafts, of which the last was never read
-        helper.truncate([known + min(accepted, max(0, count - 1))])
+        if states and accepted < count:  # recurrent layers go back to before all drafts, and read those that hold again
+            cache.truncate([base - 1], states)
+            model.forward(fed[: 1 + accepted], [1 + accepted], cache)
+        else:
+            cache.truncate([base + accepted])
+        if count:  # the last draft was never read
+            read = min(accepted, count - 1)
+            helper.truncate([helper.lengths[0] - (count - 1) + read], marks[read])
         for place in range(accepted + 1):
             chosen = _read(verified.ids, place)
             given += 1
@@ -279,13 +290,16 @@ def _speculative(
 
 def _drafts(
     helper: CausalLM, behind: list[int], cache: ModelCache, chooser: Chooser, rules: Sampling, count: int
-) -> tuple[list[int], Tensor | None]:
-    """Proposed tokens, and the distributions [count, V] that they were drawn from; None where there was no chance."""
+) -> tuple[list[int], Tensor | None, list[dict[int, Any]]]:
+    """Proposed tokens, the distributions [count, V] that they were drawn from (None where there was no chance), and
+    the states of recurrent layers before each.
+    """
     if not count:
-        return [], None
+        return [], None, []
     device = helper.device
     found: list[int] = []
     shares: list[Tensor] = []
+    marks: list[dict[int, Any]] = []
     fed = behind
     for _ in range(count):
         piece = fa.asarray(fed, dtype=fa.int64, device=device)
@@ -294,8 +308,9 @@ def _drafts(
         ids = sample(logits) if rules.greedy else sample(chooser.processed(logits), chooser.uniforms(1))
         shares.append(p)
         found.append(int(ids[0]))
+        marks.append(cache.states)
         fed = found[-1:]
-    return found, None if rules.greedy else fa.concat(shares)
+    return found, None if rules.greedy else fa.concat(shares), marks
 
 
 def _shares(chooser: Chooser, rules: Sampling, logits: Tensor) -> Tensor:

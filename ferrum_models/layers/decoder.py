@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from ferrum_array import Tensor
 from ferrum_models.layers.basic import RMSNorm
+from ferrum_models.layers.delta_net import RecurrentState
 from ferrum_models.layers.module import Module, layer
 from ferrum_models.layers.step import Room, Step
+from ferrum_ops import KVCache
 
 __all__ = ["DecoderLayer", "FeedForward", "Mixer"]
 
@@ -18,7 +20,7 @@ class Mixer(Protocol):
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """Packed tokens x [T, hidden] to [T, hidden]."""
 
-    def new_cache(self, room: Room) -> Any:
+    def new_cache(self, room: Room) -> KVCache | RecurrentState:
         """What the layer keeps from one pass to the next."""
 
 

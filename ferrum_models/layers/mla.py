@@ -12,20 +12,10 @@ from ferrum_models.layers.step import Room, Step
 from ferrum_models.weights import Weights
 from ferrum_ops import KVCache, rope
 
-__all__ = ["MLA", "LatentHeads"]
+__all__ = ["MLA"]
 
 #: of the norms of the two short vectors, whatever the config says of the other norms
 _EPS = 1e-6
-
-
-@layer
-class LatentHeads(Module):
-    """What makes the keys and values of all heads from a latent: weight [H * (Dn + Dv), R], dense.
-
-    It is not applied to latents alone: ``mla_attention`` may apply it to queries and results instead.
-    """
-
-    weight: Tensor
 
 
 @layer
@@ -35,7 +25,7 @@ class MLA(Module):
     Attributes:
         kv_a_proj_with_mqa: makes the latent of each token, and the rotated part of its key.
         kv_a_layernorm: of the latent.
-        kv_b_proj: makes of a latent the keys and values of all heads.
+        kv_b_proj: makes of a latent the keys and values of all heads; its weight is dense.
         q_proj: makes queries, or else q_a_proj, q_a_layernorm and q_b_proj do, through a short vector too.
         heads: how many.
         nope_dim: the numbers of a head that do not turn.
@@ -50,7 +40,7 @@ class MLA(Module):
 
     kv_a_proj_with_mqa: Linear
     kv_a_layernorm: RMSNorm
-    kv_b_proj: LatentHeads
+    kv_b_proj: Linear
     o_proj: Linear
     heads: int
     nope_dim: int
@@ -97,7 +87,7 @@ class MLA(Module):
             common["q_b_proj"] = Linear.load(weights.at("q_b_proj"), query_rank, queries)
         kv_b = weights.at("kv_b_proj").take("weight", (heads * (nope + value), rank))
         return cls(
-            kv_b_proj=LatentHeads(kv_b),
+            kv_b_proj=Linear(kv_b),
             kv_a_layernorm=RMSNorm.load(weights.at("kv_a_layernorm"), rank, _EPS),
             q_a_layernorm=None if query_rank is None else RMSNorm.load(weights.at("q_a_layernorm"), query_rank, _EPS),
             heads=heads,
@@ -121,10 +111,9 @@ class MLA(Module):
         latent = self.kv_a_layernorm(both[:, :rank])
         k_rope = rope(both[:, None, rank:], cos, sin, interleaved=self.interleaved)[:, 0]
         w = self.kv_b_proj.matrix
-        assert isinstance(w, Tensor), "load asks for a dense one"
         seen = step.attend_latent(
             fa.concat((q[..., : self.nope_dim], turned), axis=-1),
-            self.kv_b_proj.weight.reshape(self.heads, self.nope_dim + self.value_dim, rank),
+            self.kv_b_proj.matrix.reshape(self.heads, self.nope_dim + self.value_dim, rank),
             latent,
             k_rope,
             self.number,
