@@ -115,8 +115,8 @@ def convert(
     """The model of the folder *source* in a new folder *target*, in fewer bits or in another dtype.
 
     Tensors are read, converted and written one by one, so that no more than *max_shard_bytes* and a tensor are in
-    memory. What is quantised are the matrices of linear layers, of experts and of embeddings; norms, biases and routers
-    stay dense. Matrices that are in fewer bits already stay as they are, unless *quantize* says otherwise.
+    memory. What is quantised are the matrices of linear layers, of experts and of embeddings; norms, biases, routers and
+    gates of one row stay dense. Matrices that are in fewer bits already stay as they are, unless *quantize* says otherwise.
 
     Args:
         source: a model folder that ``load`` reads.
@@ -170,7 +170,7 @@ def _goals(pieces: Sequence[Piece], scheme: Scheme | None, kept: Kept) -> list[S
     """The scheme of each piece, or None where it stays as it is."""
     goals, problems = [], []
     for piece in pieces:
-        goal = scheme if piece.matrix and piece.path not in kept else None
+        goal = scheme if piece.matrix and piece.shape[-2] > 1 and piece.path not in kept else None
         if goal is not None:
             try:
                 goal.parts(*piece.shape[-2:])

@@ -113,7 +113,7 @@ class MLA(Module):
         w = self.kv_b_proj.matrix
         seen = step.attend_latent(
             fa.concat((q[..., : self.nope_dim], turned), axis=-1),
-            self.kv_b_proj.matrix.reshape(self.heads, self.nope_dim + self.value_dim, rank),
+            w.reshape(self.heads, self.nope_dim + self.value_dim, rank),
             latent,
             k_rope,
             self.number,

@@ -37,11 +37,37 @@ SMALL: dict[str, Any] = {
     "moe_intermediate_size": 32,
     "sliding_window": 4,
 }
-KINDS = sorted(set(FAMILIES) & {"llama", "qwen2", "qwen3", "qwen3_moe", "mixtral", "gpt_oss", "gemma3_text", "mistral"})
+#: entries of single families
+OWN: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+        "q_lora_rank": 32,
+        "kv_lora_rank": 32,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 16,
+        "v_head_dim": 16,
+        "num_key_value_heads": 4,
+    },
+    "qwen3_next": {
+        "num_experts": 3,
+        "shared_expert_intermediate_size": 32,
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 2,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    },
+}
+KINDS = sorted(FAMILIES)
+#: tensors of more than one axis that are no weights of products
+DENSE = ("gate.weight", "bias", "conv1d.weight", "kv_b_proj.weight")
 
 
 def small(kind: str, seed: int = 0, **options: Any) -> CausalLM:
-    return random_model({"model_type": kind, **SMALL}, seed=seed, **options)
+    return random_model({"model_type": kind, **SMALL, **OWN.get(kind, {})}, seed=seed, **options)
 
 
 def logits(model: CausalLM) -> Any:
@@ -98,7 +124,7 @@ def quantised(model: CausalLM, scheme: str) -> CausalLM:
     """All matrices of products in this scheme."""
 
     def one(path: str, value: Any) -> Any:
-        return quantize(value, scheme) if value.ndim > 1 and not path.endswith(("gate.weight", "bias")) else value
+        return quantize(value, scheme) if value.ndim > 1 and not path.endswith(DENSE) else value
 
     return model.map(one)
 
