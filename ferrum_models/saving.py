@@ -115,8 +115,9 @@ def convert(
     """The model of the folder *source* in a new folder *target*, in fewer bits or in another dtype.
 
     Tensors are read, converted and written one by one, so that no more than *max_shard_bytes* and a tensor are in
-    memory. What is quantised are the matrices of linear layers, of experts and of embeddings; norms, biases, routers and
-    gates of one row stay dense. Matrices that are in fewer bits already stay as they are, unless *quantize* says otherwise.
+    memory. What is quantised are the matrices of linear layers, of experts and of embeddings; norms, biases, routers
+    and gates of one row stay dense. Matrices that are in fewer bits already stay as they are, unless *quantize* says
+    otherwise.
 
     Args:
         source: a model folder that ``load`` reads.
