@@ -6,6 +6,8 @@ import hashlib
 import json
 import re
 import warnings
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,8 @@ import torch
 from safetensors.torch import save_file
 
 import ferrum_array as fa
-from ferrum_models import CausalLM, Sampling, Tokenizer, generate, load
+from ferrum_models import CausalLM, Sampling, Tokenizer, convert, generate, load, stream_generate
+from ferrum_models.generation import Draft
 from models.network import Network, Shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,3 +110,76 @@ def test_a_seed_gives_the_same_text_everywhere(house: tuple[CausalLM, Tokenizer]
     assert len(texts) == 1
     other = generate(model, tokenizer, "class Queue:\n", max_tokens=60, sampling=rules.with_seed(12))
     assert other not in texts
+
+
+@pytest.fixture(scope="module")
+def in_few_bits(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], CausalLM]:
+    """The model converted to a scheme, each once."""
+
+    @cache
+    def made(scheme: str) -> CausalLM:
+        folder = tmp_path_factory.mktemp("converted") / scheme
+        convert(FOLDER, folder, quantize=scheme, dtype="f32", progress=False)
+        return load(folder)[0]
+
+    return made
+
+
+def loss(model: CausalLM, tokenizer: Tokenizer) -> float:
+    """The mean loss of a text in nats for each token."""
+    ids = tokenizer.encode(TEXT)
+    logits = model(fa.asarray([ids]))[0].numpy().astype(np.float64)
+    logits -= logits.max(-1, keepdims=True)
+    found = np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids)), [*ids[1:], 0]]
+    return float(found[:-1].mean())
+
+
+@pytest.mark.parametrize(
+    ("scheme", "least", "most"),
+    [("int8", 0.0, 0.01), ("q8_0", 0.0, 0.01), ("int4-g32", 0.01, 0.2), ("q4_0", 0.01, 0.2), ("mxfp4", 0.01, 0.2)],
+)
+def test_what_fewer_bits_cost(
+    house: tuple[CausalLM, Tokenizer],
+    in_few_bits: Callable[[str], CausalLM],
+    scheme: str,
+    least: float,
+    most: float,
+) -> None:
+    """Random weights can't show it: each step of a trained model matters, and 4 bits cost more than 8."""
+    model, tokenizer = house
+    fewer = in_few_bits(scheme)
+    assert fewer.nbytes < model.nbytes * (0.27 if most < 0.1 else 0.17)
+    assert least < loss(fewer, tokenizer) - loss(model, tokenizer) < most
+
+
+@pytest.mark.parametrize("rules", [None, Sampling(temperature=0.8, seed=1)], ids=["greedy", "sampled"])
+def test_a_model_in_4_bits_drafts_well(
+    house: tuple[CausalLM, Tokenizer], in_few_bits: Callable[[str], CausalLM], rules: Sampling | None
+) -> None:
+    """Three drafts and one token of the model at a time: at best three quarters of the tokens are drafts."""
+    model, tokenizer = house
+    prompt = "import os\n\n"
+    draft = Draft(in_few_bits("int4-g32"), 3)
+    pieces = list(stream_generate(model, tokenizer, prompt, max_tokens=80, sampling=rules, draft=draft))
+    drafted = sum(piece.drafted for piece in pieces) / len(pieces)
+    assert 0.5 < drafted <= 0.75
+    if rules is None:
+        assert "".join(piece.text for piece in pieces) == generate(model, tokenizer, prompt, max_tokens=80)
+    stranger = Draft(in_few_bits("int2-g32"), 3)  # 2 bits are too few for this model
+    pieces = list(stream_generate(model, tokenizer, prompt, max_tokens=80, sampling=rules, draft=stranger))
+    assert sum(piece.drafted for piece in pieces) / len(pieces) < drafted - 0.3
+
+
+def test_samplers_change_what_is_said(house: tuple[CausalLM, Tokenizer]) -> None:
+    """Hotter sampling leaves the likeliest tokens more often; cutting the tail takes that back."""
+    model, tokenizer = house
+
+    def surprise(rules: Sampling) -> float:
+        pieces = stream_generate(model, tokenizer, "import os\n", max_tokens=120, sampling=rules, stop_ids=())
+        return -float(np.mean([piece.logprob for piece in pieces]))
+
+    cool, warm, hot = (surprise(Sampling(temperature=t, seed=3)) for t in (0.2, 1.0, 2.0))
+    assert cool < warm < hot
+    for cut in (Sampling(temperature=2.0, top_k=3, seed=3), Sampling(temperature=2.0, min_p=0.5, seed=3)):
+        assert surprise(cut) < 0.6 * hot
+    assert surprise(Sampling(temperature=2.0, top_p=0.3, seed=3)) < 0.6 * hot
