@@ -25,7 +25,7 @@ SEEDS ?= 0 1 2
 .PHONY: help demo test lint unit conformance bench format clean test-cuda
 
 help:
-	@echo "make demo         set up, then embed sentences with a real model"
+	@echo "make demo         set up, then embed sentences and generate text with real models"
 	@echo "make test         set up, then lint and run every test that this machine can run"
 	@echo "make lint         ruff and mypy"
 	@echo "make unit         the tests alone (JOBS=2)"
@@ -53,6 +53,7 @@ $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 
 demo: $(VENV)/.demo
 	$(BIN)/ferrum demo
+	$(BIN)/ferrum generate --model models/stdlib-moe --prompt 'What does textwrap.dedent do?' --temp 0
 
 test: lint unit
 
