@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +11,7 @@ from ferrum_array import Device, Tensor
 from ferrum_ops import QuantTensor
 from ferrum_ops.quant.types import Part, Scheme
 
-__all__ = ["Stack", "halves", "turns"]
+__all__ = ["Stack", "below", "halves", "turns"]
 
 
 @dataclass
@@ -96,6 +97,32 @@ def _form(piece: Tensor | QuantTensor) -> tuple[Scheme | None, tuple[int, ...], 
 
 def _say(piece: Tensor | QuantTensor) -> str:
     return repr(piece) if isinstance(piece, QuantTensor) else f"dense {piece.dtype}{list(piece.shape)}"
+
+
+def below(stacks: Sequence[Tensor | QuantTensor]) -> Tensor | QuantTensor | str:
+    """Stacks [E, N, K] of one form with the rows of each matrix below those of the one before; or why that cannot be.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_models.stacks import below
+        >>> below([fa.zeros((1, 1, 2)), fa.ones((1, 1, 2))])
+        Tensor([[[0., 0.],
+                 [1., 1.]]])
+    """
+    first, *rest = stacks
+    for one in rest:
+        if _form(one[0]) != _form(first[0]):
+            return f"is {_say(first)}, but what it is joined with is {_say(one)}"
+    if isinstance(first, Tensor):
+        return fa.concat([one for one in stacks if isinstance(one, Tensor)], axis=1)
+    parts: dict[str, Tensor] = {}
+    for name, part in first.scheme.parts(*first.shape[1:]).items():
+        values = [one.parts[name] for one in stacks if isinstance(one, QuantTensor)]
+        if part.axis is None or first.shape[1] % part.per:
+            return f"is {first!r}, whose rows cannot be joined with others"
+        parts[name] = fa.concat(values, axis=part.axis)
+    count, n, k = first.shape
+    return QuantTensor(first.scheme, (count, len(stacks) * n, k), parts, first.dtype)
 
 
 def halves(count: int, device: Device) -> Tensor:

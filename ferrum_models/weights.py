@@ -9,7 +9,7 @@ from pathlib import Path
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
 from ferrum_array.io import SafetensorsFile
-from ferrum_models.stacks import Stack, halves
+from ferrum_models.stacks import Stack, below, halves
 from ferrum_ops import QuantTensor, dequantize
 
 __all__ = ["LinearFormat", "RandomWeights", "Weights"]
@@ -211,9 +211,16 @@ class Weights:
     def stacked(self, groups: Sequence[Sequence[str]], shape: tuple[int, ...]) -> Tensor | QuantTensor:
         """Linear layers of this *shape* each: those of a group one below the other, the groups along a new first axis.
 
-        The result is filled piece by piece, so that the pieces are never all in memory beside it.
+        The result is filled piece by piece, so that the pieces are never all in memory beside it. Where the groups are
+        numbered, and layers of one name are stored as a stack of all groups, the stacks are taken as they are.
         """
         before = len(self._shared.problems)
+        stacks = self._stacks(groups, shape)
+        if stacks is not None:
+            joined = stacks[0] if len(stacks) == 1 else None
+            if joined is None and len(self._shared.problems) == before and isinstance(joined := below(stacks), str):
+                self.at(groups[0][0].partition(".")[2]).problem("weight", joined)
+            return fa.zeros(0) if joined is None or isinstance(joined, str) else joined
         stack = Stack(len(groups), len(groups[0]) if groups else 0)
         for place, group in enumerate(groups):
             for number, part in enumerate(group):
@@ -223,6 +230,19 @@ class Weights:
                 if reason := stack.put(place, number, piece):
                     self.at(part).problem("weight", reason)
         return fa.zeros(0) if len(self._shared.problems) > before else stack.whole()
+
+    def _stacks(self, groups: Sequence[Sequence[str]], shape: tuple[int, ...]) -> list[Tensor | QuantTensor] | None:
+        """The layers of each name, of all *groups*, or None where they are not stored together."""
+        found: list[Tensor | QuantTensor] = []
+        for part in groups[0] if groups and f"{groups[0][0]}.weight" not in self else ():
+            at, whole = self.at(part.partition(".")[2]), (len(groups), *shape)
+            one = at._formatted(whole)
+            if one is None and "weight" in at:
+                one = at._dense("weight", whole)
+            if one is None:
+                return None
+            found.append(one)
+        return found or None
 
     @property
     def dtype(self) -> Dtype | None:

@@ -73,7 +73,6 @@ class GgufTensors(Mapping[str, Tensor]):
         self._file = file
         self._kind = str(config.get("model_type"))
         self._heads = {"attn_q": config.integer("num_attention_heads"), "attn_k": config.integer("num_key_value_heads")}
-        self._experts = config.optional_integer("num_local_experts")
         self._names = {**_LAYER, **_OWN.get(self._kind, {})}
         self._where: dict[str, Get] = {}
         for name in file.tensors:
@@ -115,19 +114,17 @@ class GgufTensors(Mapping[str, Tensor]):
             self._keep(name)
 
     def _add_experts(self, name: str, at: str, part: str, kind: str, number: str | None) -> None:
-        """A stack [E, out, in] as the matrices of each expert; older files hold these themselves."""
+        """A stack [E, out, in], or in older files the matrix of an expert."""
         if self._kind == "gpt_oss" and number is None:
             self._add_joined(name, at, part, kind)
             return
         place, names = _EXPERTS.get(self._kind, ("", {}))
-        shape = self._file.tensors[name].shape
-        if part not in names or kind != "weight" or (number is None and shape[0] != self._experts):
+        if part not in names or kind != "weight":
             self._keep(name)
-        elif number is not None:
-            self._put(f"{at}.{place}.{number}.{names[part]}.weight", name)
+        elif number is None:
+            self._put(f"{at}.{place}.{names[part]}.weight", name)
         else:
-            for expert in range(shape[0]):
-                self._put(f"{at}.{place}.{expert}.{names[part]}.weight", name, expert=expert)
+            self._put(f"{at}.{place}.{number}.{names[part]}.weight", name)
 
     def _add_joined(self, name: str, at: str, part: str, kind: str) -> None:
         """The experts of gpt-oss, whose checkpoints hold them transposed, and gate and up in turns."""
@@ -159,7 +156,7 @@ class GgufTensors(Mapping[str, Tensor]):
         """A tensor that is not known."""
         self._where[name] = partial(self._file.raw, name)
 
-    def _put(self, target: str, name: str, heads: int | None = None, *, expert: int | None = None) -> None:
+    def _put(self, target: str, name: str, heads: int | None = None) -> None:
         file, kind, info = self._file, self._kind, self._file.tensors[name]
         if info.element.scheme is not None:
             target = f"{target}.{info.element.scheme.name}"
@@ -169,8 +166,6 @@ class GgufTensors(Mapping[str, Tensor]):
 
         def get() -> Tensor:
             found = file.raw(name)
-            if expert is not None:
-                found = found[expert]
             if kind == "gemma3_text" and target.endswith("norm.weight") and found.dtype.is_floating:
                 found = found.astype("f32") - 1.0
             return found if heads is None or kind not in _PAIRED else _apart(found, heads, f"{file.path}: {name}")

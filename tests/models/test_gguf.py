@@ -15,8 +15,9 @@ import ferrum_array as fa
 from ferrum_models import load
 from ferrum_models.gguf import GgufFile
 from ferrum_models.gguf.config import ARCHITECTURES, settings
-from ferrum_models.gguf.names import GgufTensors
+from ferrum_models.gguf.names import GgufTensors, blocks
 from ferrum_models.layers import Rotary
+from ferrum_models.weights import Weights
 from ferrum_ops import LinearScaling, QuantTensor
 from ferrum_ops.quant.gguf import TYPES
 from tests.models import gguf_models, parity
@@ -91,6 +92,15 @@ def test_blocks_stay_in_the_file(small: tuple[Path, Any]) -> None:
     assert not np.asarray(weight.parts["blocks"]).flags.owndata
 
 
+def test_experts_stay_in_the_file(tmp_path: Path) -> None:
+    """What is stored as it is needed: stacks whose matrices are not joined."""
+    file = GgufFile(written(tmp_path, "qwen3moe", "Q8_0")[0])
+    weights = Weights(GgufTensors(file, settings(file)), "a test", formats=(blocks,)).at("model.layers.0.mlp.experts")
+    down = weights.stacked([[f"{expert}.down_proj"] for expert in range(3)], (64, 32))
+    assert isinstance(down, QuantTensor)
+    assert np.shares_memory(np.asarray(down.parts["blocks"]), np.asarray(file.raw("blk.0.ffn_down_exps.weight")))
+
+
 def test_folders(small: tuple[Path, Any], tmp_path: Path) -> None:
     shutil.copy(small[0], tmp_path / "one.gguf")
     expected = load(small[0])[0](fa.asarray(IDS))
@@ -160,16 +170,16 @@ def test_positions(tmp_path: Path) -> None:
 # Older files.
 
 
-def converted(path: Path, change: Any) -> Path:
-    """The file with other names or tensors: *change* gives those of one tensor."""
+def converted(path: Path, change: Any, arch: str = "llama") -> Path:
+    """The file with other names or tensors: *change* gives name and data, or also the type, of those of one tensor."""
     file = gguf.GGUFReader(path)
-    writer = gguf.GGUFWriter(path.with_name("changed.gguf"), "llama")
+    writer = gguf.GGUFWriter(path.with_name("changed.gguf"), arch)
     for key, field in file.fields.items():
         if not key.startswith("GGUF.") and key != "general.architecture":
             writer.add_key_value(key, field.contents(), field.types[0])
     for tensor in file.tensors:
-        for name, data in change(tensor.name, tensor.data):
-            writer.add_tensor(name, data, raw_dtype=tensor.tensor_type)
+        for name, data, *kind in change(tensor.name, tensor.data):
+            writer.add_tensor(name, data, raw_dtype=kind[0] if kind else tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -236,7 +246,7 @@ def test_unknown_architectures_list_the_known(tmp_path: Path) -> None:
         ("llama", {"own__vocab_size": 62, "general__type": "adapter"}, r"general\.type must be one of model"),
         ("llama", {"split__count": 3}, "is one of 3 parts of a model"),
         ("mixtral", {"own__expert_count": 2**31}, "expert_count is 2147483648; at most 65536"),
-        ("mixtral", {"own__expert_count": 4}, r"block_sparse_moe\.experts\.0\.w1\.weight is missing"),
+        ("mixtral", {"own__expert_count": 4}, r"experts\.w1\.weight has shape \(3, 96, 64\), expected \(4, "),
         ("qwen3moe", {"own__expert_gating_func": 2}, "expert_gating_func is 2, which is not implemented"),
         ("qwen3", {"own__attention__sliding_window": 5}, "sliding_window 5 is not implemented"),
     ],
@@ -265,13 +275,27 @@ def test_tensors_that_do_not_fit(small: tuple[Path, Any], tmp_path: Path, old: s
 
 
 def test_one_tensor_under_two_names(tmp_path: Path) -> None:
-    path, _ = written(tmp_path, "mixtral")
+    path, _ = written(tmp_path, "gpt-oss")
 
     def twice(name: str, data: Any) -> Any:
-        return [(name, data), *([("blk.0.ffn_up.0.weight", data[0])] if name == "blk.0.ffn_up_exps.weight" else [])]
+        again = name.replace("post_attention_norm", "ffn_norm")
+        return [(name, data), *([(again, data)] if again != name else [])]
 
-    with pytest.raises(ValueError, match=r"blk\.0\.ffn_up\.0\.weight is not known"):
-        load(converted(path, twice))
+    with pytest.raises(ValueError, match=r"blk\.0\.ffn_norm\.weight is not known"):
+        load(converted(path, twice, "gpt-oss"))
+
+
+def test_experts_of_unlike_types(tmp_path: Path) -> None:
+    path, _ = written(tmp_path, "mixtral", "Q8_0")
+
+    def other(name: str, data: Any) -> Any:
+        if name != "blk.1.ffn_up_exps.weight":
+            return [(name, data)]
+        kind = gguf.GGMLQuantizationType.Q4_0
+        return [(name, gguf.quantize(gguf.dequantize(data, gguf.GGMLQuantizationType.Q8_0), kind), kind)]
+
+    with pytest.raises(ValueError, match=r"w1\.weight is QuantTensor\(q8_0.* joined with is QuantTensor\(q4_0"):
+        load(converted(path, other))
 
 
 def test_blocks_of_another_shape(small: tuple[Path, Any], tmp_path: Path) -> None:
