@@ -86,6 +86,32 @@ def commands(block: Block) -> Iterator[list[str]]:
             yield words
 
 
+def transcript(block: Block) -> Iterator[tuple[list[str], str]]:
+    """The commands of a console block, split into words, each with what it prints.
+
+    Raises:
+        ValueError: if the block does not begin with a command.
+    """
+    first, *parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
+    if first.strip():
+        raise ValueError(f"{block.page.name}:{block.line}: a console block begins with '$ ' and a command")
+    for part in parts:
+        lines = part.splitlines(keepends=True)
+        last = next(n for n, line in enumerate(lines) if not line.endswith("\\\n"))
+        command, printed = "".join(lines[: last + 1]), "".join(lines[last + 1 :])
+        yield shlex.split(command.replace("\\\n", " ")), printed
+
+
+def check_printed(printed: str, expected: str) -> None:
+    """What a command printed must be what the page says, in which ... stands for anything.
+
+    Raises:
+        AssertionError: with both, if it is not.
+    """
+    alike = doctest.OutputChecker().check_output(expected, printed, doctest.ELLIPSIS)
+    assert alike, f"expected:\n{expected}\nprinted:\n{printed}"
+
+
 def modules(root: Path, packages: list[str]) -> list[str]:
     """The names of all modules of *packages* in the folder *root*."""
     paths = (path for package in packages for path in sorted((root / package).rglob("*.py")))

@@ -58,14 +58,18 @@ def test_python_blocks_run(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
 def test_shell_blocks_are_true(page: Path, scratch: Path) -> None:
-    """Commands of ours run; ``make``, ``pip`` and scripts name what exists."""
+    """Commands of ours run and print what the page says; ``make``, ``pip`` and scripts name what exists."""
     for block in docs_tools.blocks(page):
         if block.language == "sh":
             for words in docs_tools.commands(block):
                 check_command(words, scratch)
+        if block.language == "console":
+            for words, expected in docs_tools.transcript(block):
+                docs_tools.check_printed(check_command(words, scratch), expected)
 
 
-def check_command(words: list[str], scratch: Path) -> None:
+def check_command(words: list[str], scratch: Path) -> str:
+    """Run a command of ours, in the folder *scratch*, and return what it prints; look others up."""
     program, *arguments = words
     if program == "make":
         targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -76,9 +80,10 @@ def check_command(words: list[str], scratch: Path) -> None:
         assert asked <= PROJECT["project"]["optional-dependencies"].keys(), words
     elif program == "python":
         script = next(word for word in arguments if not word.startswith("-"))
-        assert (ROOT / script).exists() or script in ("pytest",), f"there is no {script}"
+        path = f"{script.replace('.', '/')}.py" if arguments[0] == "-m" else script
+        assert (ROOT / path).exists() or script in ("pytest",), f"there is no {script}"
     elif program.startswith("FERRUM_"):
-        check_command(arguments, scratch)
+        return check_command(arguments, scratch)
     else:
         assert program == "ferrum", f"unknown command in a document: {words}"
         done = subprocess.run(
@@ -89,6 +94,8 @@ def check_command(words: list[str], scratch: Path) -> None:
             cwd=scratch,
         )
         assert done.returncode == 0, done.stderr
+        return done.stdout
+    return ""
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
@@ -164,7 +171,20 @@ def test_a_wrong_command_is_found(line: str, tmp_path: Path) -> None:
     (block,) = docs_tools.blocks(page_with(tmp_path, f"```sh\n{line}\n```\n"))
     (words,) = docs_tools.commands(block)
     with pytest.raises(AssertionError):
-        check_command(words, scratch)
+        check_command(words, tmp_path)
+
+
+def test_a_wrong_transcript_is_found(tmp_path: Path) -> None:
+    text = "```console\n$ ferrum --version\nferrum ...\n$ ferrum \\\n  --version\nsomething else\n```\n"
+    (block,) = docs_tools.blocks(page_with(tmp_path, text))
+    (right, first), (wrong, second) = docs_tools.transcript(block)
+    assert right == wrong == ["ferrum", "--version"]
+    docs_tools.check_printed(check_command(right, tmp_path), first)
+    with pytest.raises(AssertionError, match="something else"):
+        docs_tools.check_printed(check_command(wrong, tmp_path), second)
+    (block,) = docs_tools.blocks(page_with(tmp_path, "```console\nferrum --version\n```\n"))
+    with pytest.raises(ValueError, match="begins with"):
+        list(docs_tools.transcript(block))
 
 
 def test_a_wrong_docstring_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
