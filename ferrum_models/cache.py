@@ -80,15 +80,19 @@ class ModelCache:
 
     def commit(self, made: Pass, states: dict[int, Any]) -> None:
         """The pass is done: its tokens and the states that it left count from now on."""
-        self.lengths = list(made.meta.key_lengths)
-        for number, state in states.items():
-            self.layers = (*self.layers[:number], state, *self.layers[number + 1 :])
+        self._set(states, list(made.meta.key_lengths))
 
-    def truncate(self, lengths: Sequence[int]) -> None:
+    @property
+    def states(self) -> dict[int, RecurrentState]:
+        """What recurrent layers keep, by number; later passes leave it as it is."""
+        return {number: kept for number, kept in enumerate(self.layers) if isinstance(kept, RecurrentState)}
+
+    def truncate(self, lengths: Sequence[int], states: Mapping[int, RecurrentState] | None = None) -> None:
         """Forget the tokens of each sequence beyond these *lengths*.
 
         Where a layer is recurrent a sequence can only be forgotten as a whole: its state says nothing of how it was
-        some tokens ago.
+        some tokens ago. But who has kept what :attr:`states` was when the cache held just these tokens can go back to
+        that.
 
         Raises:
             ValueError: for lengths that are greater than what is held, or where a layer cannot go back: a recurrent
@@ -98,33 +102,36 @@ class ModelCache:
             not 0 <= n <= m for n, m in zip(lengths, self.lengths, strict=False)
         ):
             raise ValueError(f"lengths must be from 0 to those that are held, {self.lengths}, got {list(lengths)}")
-        obstacle = self.obstacle(lengths)
+        obstacle = self.obstacle(lengths, states)
         if obstacle is not None:
             raise ValueError(obstacle)
         emptied = [row for row, (n, m) in enumerate(zip(lengths, self.lengths, strict=True)) if n == 0 < m]
-        if emptied:
-            self.layers = tuple(
-                kept.cleared(emptied) if isinstance(kept, RecurrentState) else kept for kept in self.layers
-            )
-        self.lengths = list(lengths)
+        if states is None and emptied:
+            states = {number: kept.cleared(emptied) for number, kept in self.states.items()}
+        self._set(states or {}, list(lengths))
         for own, n in zip(self._blocks, lengths, strict=True):
             spare = own[-(-n // self.room.block_size) :]
             del own[len(own) - len(spare) :]
             self._free += spare
 
-    def obstacle(self, lengths: Sequence[int]) -> str | None:
+    def obstacle(self, lengths: Sequence[int], states: Mapping[int, RecurrentState] | None = None) -> str | None:
         """Why the tokens beyond these *lengths* cannot be forgotten, or None if they can."""
-        changes = [(n, m) for n, now, m in zip(lengths, self.lengths, self.reached, strict=True) if n < now]
-        back = max((m - n for n, m in changes), default=0)
-        if back == 0:
+        changes = [(n, m) for n, now, m in zip(lengths, self.lengths, self.reached, strict=True) if 0 < n < now]
+        if not changes:  # whole sequences can always be forgotten
             return None
-        for kept in self.layers:
+        back = max(m - n for n, m in changes)
+        for number, kept in enumerate(self.layers):
             if isinstance(kept, RecurrentState):
-                if any(n for n, _ in changes):
+                if states is None or number not in states:
                     return "a recurrent layer cannot forget its last tokens alone; forget all, or make a new cache"
             elif kept.spec.layout == "ring" and max(self.reached) > kept.spec.block_size and back > self.room.chunk:
                 return f"a ring can forget its last {self.room.chunk} tokens at most, not {back}"
         return None
+
+    def _set(self, states: Mapping[int, RecurrentState], lengths: list[int]) -> None:
+        layers = tuple(states.get(number, kept) for number, kept in enumerate(self.layers))
+        # with no call in between, so that a signal does not leave one without the other
+        self.layers, self.lengths = layers, lengths
 
     @property
     def nbytes(self) -> int:

@@ -75,7 +75,10 @@ class PromptCache:
     @property
     def ids(self) -> list[int]:
         """The tokens that are remembered."""
-        return [] if self.cache is None else self._ids[: self.cache.lengths[0]]
+        if self.cache is None:
+            return []
+        known = self._ids[: self.cache.lengths[0]]  # drafts of an answer that was broken off may lie beyond them
+        return known if self.cache.obstacle([len(known)]) is None else []
 
     def shared(self, prompt: Sequence[int]) -> int:
         """How many tokens at the beginning of *prompt* need not be read again; one is always left."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
@@ -11,6 +11,7 @@ from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
 from ferrum_models.generation.prompt_cache import PromptCache
 from ferrum_models.generation.sampling import Chooser, Sampling
+from ferrum_models.layers import RecurrentState
 from ferrum_ops import sample, spec_verify
 
 __all__ = ["Draft", "Token", "checked_prompt", "generate_ids", "generate_tokens", "prefill", "token_logprobs"]
@@ -153,11 +154,6 @@ def _check_draft(model: CausalLM, rules: Sampling, draft: Draft, held: int) -> N
             f"the draft model has a vocabulary of {draft.model.config.vocab_size}, the model one of "
             f"{model.config.vocab_size}; they must share it"
         )
-    if any("linear_attention" in one.config.layer_types for one in (model, draft.model)):
-        raise ValueError(
-            "a recurrent model cannot forget drafts that are not accepted; generate without a draft model, or with two "
-            "models that only attend"
-        )
     if held:
         raise ValueError(
             "a draft model has read nothing of what the cache holds; begin with an empty cache, or use a prompt cache"
@@ -290,7 +286,7 @@ def _speculative(
 
 def _drafts(
     helper: CausalLM, behind: list[int], cache: ModelCache, chooser: Chooser, rules: Sampling, count: int
-) -> tuple[list[int], Tensor | None, list[dict[int, Any]]]:
+) -> tuple[list[int], Tensor | None, list[dict[int, RecurrentState]]]:
     """Proposed tokens, the distributions [count, V] that they were drawn from (None where there was no chance), and
     the states of recurrent layers before each.
     """
@@ -299,7 +295,7 @@ def _drafts(
     device = helper.device
     found: list[int] = []
     shares: list[Tensor] = []
-    marks: list[dict[int, Any]] = []
+    marks: list[dict[int, RecurrentState]] = []
     fed = behind
     for _ in range(count):
         piece = fa.asarray(fed, dtype=fa.int64, device=device)

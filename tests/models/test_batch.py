@@ -20,7 +20,7 @@ from ferrum_models import (
     random_model,
 )
 from ferrum_models.generation import generate_tokens
-from tests.models.test_prompt_cache import TINY
+from tests.models.test_prompt_cache import LATENT, MOE, RECURRENT, TINY
 from tests.models.test_tokenizing import library
 from tests.models.test_tokenizing import write as write_tokenizer
 
@@ -28,15 +28,9 @@ VOCABULARY = library().get_vocab_size()
 CONFIGS: dict[str, dict[str, Any]] = {
     "qwen3": {**TINY, "vocab_size": VOCABULARY},
     "windowed": {**TINY, "vocab_size": VOCABULARY, "model_type": "mistral", "sliding_window": 5},
-    "experts": {
-        **TINY,
-        "vocab_size": VOCABULARY,
-        "model_type": "qwen3_moe",
-        "num_experts": 4,
-        "num_experts_per_tok": 2,
-        "moe_intermediate_size": 12,
-        "norm_topk_prob": True,
-    },
+    "experts": {**TINY, **MOE, "vocab_size": VOCABULARY, "model_type": "qwen3_moe", "num_experts": 4},
+    "recurrent": {**RECURRENT, "vocab_size": VOCABULARY},
+    "latent": {**LATENT, "vocab_size": VOCABULARY},
 }
 
 

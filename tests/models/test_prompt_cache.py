@@ -34,6 +34,37 @@ TINY: dict[str, Any] = {
     "max_position_embeddings": 600,
 }
 WINDOWED = {**TINY, "model_type": "mistral", "sliding_window": 5}
+MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True}
+RECURRENT = {
+    **TINY,
+    **MOE,
+    "model_type": "qwen3_next",
+    "num_hidden_layers": 3,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "num_experts": 4,
+    "shared_expert_intermediate_size": 12,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "linear_conv_kernel_dim": 4,
+}
+LATENT = {
+    **TINY,
+    **MOE,
+    "model_type": "deepseek_v3",
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 7,
+    "n_routed_experts": 4,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "n_shared_experts": 1,
+    "routed_scaling_factor": 1.5,
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +99,33 @@ class Counting:
 prompts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_size=1, max_size=4)
 
 
-@given(texts=prompts, windowed=st.booleans(), paged=st.booleans(), chunk=st.sampled_from([3, 4, 512]))
+@given(
+    texts=prompts,
+    kind=st.sampled_from(["plain", "windowed", "recurrent", "latent"]),
+    paged=st.booleans(),
+    chunk=st.sampled_from([3, 4, 512]),
+    drafts=st.booleans(),
+)
 def test_any_sequence_of_prompts_gives_the_tokens_of_each_alone(
-    texts: list[list[int]], windowed: bool, paged: bool, chunk: int
+    texts: list[list[int]], kind: str, paged: bool, chunk: int, drafts: bool
 ) -> None:
-    model = WINDOWED_ON_CPU if windowed else ON_CPU
+    model = MODELS[kind]
+    draft = Draft(MODELS["recurrent" if kind == "latent" else kind], 2) if drafts else None
     kept = PromptCache(model, kind="paged" if paged else "contiguous", chunk=chunk)
     for text in texts:
-        found = alone(model, text, prompt_cache=kept)
+        found = alone(model, text, prompt_cache=kept, draft=draft)
         assert found == alone(model, text)
         assert kept.ids == [*text, *found[:-1]]
         assert kept.shared([*text, *found]) in (0, len(text) + len(found) - 1)
 
 
-ON_CPU, WINDOWED_ON_CPU = random_model(TINY, device="cpu"), random_model(WINDOWED, seed=3, device="cpu")
+ON_CPU = random_model(TINY, device="cpu")
+MODELS = {
+    "plain": ON_CPU,
+    "windowed": random_model(WINDOWED, seed=3, device="cpu"),
+    "recurrent": random_model(RECURRENT, seed=3, device="cpu"),
+    "latent": random_model(LATENT, seed=3, device="cpu"),
+}
 
 
 def test_only_what_differs_is_read(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,6 +190,61 @@ def test_answers_that_are_broken_off_leave_it_whole(model: CausalLM, dtype: str 
         del tokens
         assert kept.ids == [*text, *whole[:5]][: len(kept.ids)]
         assert alone(model, text, 12, prompt_cache=kept) == whole
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 4])
+@pytest.mark.parametrize("kind", ["recurrent", "latent"])
+def test_drafts_of_every_kind(device: fa.Device, kind: str, tokens: int) -> None:
+    configs = {"recurrent": RECURRENT, "latent": LATENT}
+    model = random_model(configs[kind], seed=3, device=device)
+    expected = alone(model, [1, 2, 3], 20)
+    assert len(set(expected)) > 5
+    helpers = [model, random_model(TINY, seed=1, device=device), random_model(RECURRENT, seed=1, device=device)]
+    for helper in helpers:
+        draft = Draft(helper, tokens)
+        assert alone(model, [1, 2, 3], 20, draft=draft) == expected
+        rules = Sampling(temperature=1.0, top_k=3, seed=2)
+        kept = PromptCache(model)
+        first = alone(model, [1, 2, 3], 9, sampling=rules, draft=draft, prompt_cache=kept)
+        assert kept.ids == [1, 2, 3, *first[:-1]]
+        text = [1, 2, 3, *first, 7]
+        again = alone(model, text, 9, sampling=rules, draft=draft, prompt_cache=kept)
+        assert again == alone(model, text, 9, sampling=rules, draft=draft)
+
+
+def test_states_are_kept_with_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A conversation goes on where it ended, also from a file; another one begins anew."""
+    model, path = MODELS["recurrent"], tmp_path / "prompt.safetensors"
+    kept = PromptCache(model)
+    text = [1, 2, 3] * 50
+    text += alone(model, text, 120, prompt_cache=kept)
+    save_prompt_cache(path, kept)
+    count = Counting(model, monkeypatch)
+    for one in (kept, load_prompt_cache(path, model)):
+        assert one.shared([*text, 5]) == len(text) - 1
+        count.tokens = 0
+        found = alone(model, [*text, 5], prompt_cache=one)
+        assert count.tokens == 2 + 5
+        assert found == alone(model, [*text, 5])
+        assert one.shared([*text, 5]) == 0  # a state cannot go back
+        assert alone(model, [*text, 5], prompt_cache=one) == found
+    with fa.io.open_safetensors(path) as file:
+        tensors, about = dict(file), dict(file.metadata)
+    tensors["layers.0.delta"] = tensors["layers.0.delta"][:, :1]
+    fa.io.save_safetensors(tensors, path, metadata=about)
+    with pytest.raises(ValueError, match=r"layers\.0\.delta must be"):
+        load_prompt_cache(path, model)
+
+
+def test_states_of_a_broken_off_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = MODELS["recurrent"]
+    expected = alone(model, [1, 2, 3], 9)
+    for n in range(1, 8):
+        kept = PromptCache(model)
+        tokens = generate_ids(model, [1, 2, 3], max_new_tokens=9, prompt_cache=kept, draft=Draft(model, 3))
+        assert [next(tokens) for _ in range(n)] == expected[:n]
+        assert kept.ids in ([], [1, 2, 3, *expected[: n - 1]], [1, 2, 3, *expected[:n]])
+        assert alone(model, [1, 2, 3], 9, prompt_cache=kept) == expected
 
 
 def test_chance_and_penalties_see_the_whole_prompt(model: CausalLM) -> None:
