@@ -14,6 +14,7 @@ from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
 from ferrum_models.families import family
 from ferrum_models.formats import formats
+from ferrum_models.formats.mlx_names import as_checkpoint
 from ferrum_models.gguf.loading import find_gguf, load_gguf
 from ferrum_models.progress import Progress, progressing
 from ferrum_models.tokenizing import Tokenizer
@@ -74,7 +75,7 @@ def load(
     source = opened(folder, where, wanted)
     found = family(source.settings)
     config = found.config(source.settings)
-    with progressing(progress, source.weights.count, "tensor") as advance:
+    with progressing(progress, len(source.weights.names), "tensor") as advance:
         source.weights.tell(advance)
         model = found.load(source.weights, config)
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
@@ -112,7 +113,9 @@ def opened(folder: Path, device: Device | str | None = None, dtype: Dtype | str 
     readers = formats(settings)
     if readers and wanted is None:  # scales, norms and embeddings may be stored in several
         wanted = settings.dtype()
-    weights = Weights.load(_stored(folder), device=where, dtype=wanted, formats=readers)
+    path = _stored(folder)
+    tensors = as_checkpoint(fa.io.open_safetensors(path))
+    weights = Weights(tensors, str(path), device=where, dtype=wanted, formats=readers)
     return Opened(folder, settings, weights, wanted)
 
 

@@ -14,7 +14,7 @@ from ferrum_models.stacks import turns
 from ferrum_models.weights import Weights
 from ferrum_ops import QuantTensor
 
-__all__ = ["Outline", "Piece", "outline"]
+__all__ = ["Outline", "Piece", "Stacked", "outline"]
 
 _Cut = Callable[[Any], Any]
 
@@ -42,6 +42,15 @@ class Piece:
     turned: bool = False
 
 
+@dataclass(frozen=True)
+class Stacked:
+    """What was asked of ``Weights.stacked``: the part of the checkpoint, the layers, and their shape."""
+
+    path: str
+    groups: Sequence[Sequence[str]]
+    shape: tuple[int, ...]
+
+
 class _Pieces(Weights):
     """Weights that note what is asked of them."""
 
@@ -49,6 +58,7 @@ class _Pieces(Weights):
         super().__init__({}, "an outline")
         self._noted: dict[int, tuple[Tensor, list[Piece]]] = {}
         self._ignored: list[Callable[[str], bool]] = []
+        self._made: dict[str, Stacked] = {}
 
     def __contains__(self, name: str) -> bool:
         return False
@@ -56,6 +66,7 @@ class _Pieces(Weights):
     def at(self, *names: str | int) -> Weights:
         part = _Pieces.__new__(_Pieces)
         part._shared, part._noted, part._ignored = self._shared, self._noted, self._ignored
+        part._made = self._made
         part._prefix = self._prefix + "".join(f"{name}." for name in names)
         return part
 
@@ -102,6 +113,7 @@ class _Pieces(Weights):
                 cut = _rows((place, slice(number * rows, (number + 1) * rows)))
                 pieces.append(Piece(path, f"{path}.weight", shape, cut, matrix=True))
         members = len(groups[0]) if groups else 0
+        self._made[pieces[0].path] = Stacked(self.path, groups, shape)
         return self._note((len(groups), members * rows, *shape[1:]), pieces)
 
     def check(self, *, ignore: Callable[[str], bool] | None = None) -> None:
@@ -130,11 +142,13 @@ class Outline:
 
     Attributes:
         pieces: by the paths of the model's tree.
+        stacks: of tensors that are made of many, what makes them, by the first piece's path.
         unknown: paths of the tree whose tensors the family computes from others, so that there is no way back.
         ignored: which tensors a checkpoint may have beside them.
     """
 
     pieces: Mapping[str, tuple[Piece, ...]]
+    stacks: Mapping[str, Stacked]
     unknown: tuple[str, ...]
     ignored: Callable[[str], bool]
 
@@ -163,4 +177,4 @@ def outline(settings: Settings) -> Outline:
             pieces[path] = tuple(weights._noted[id(value)][1])
         else:
             unknown.append(path)
-    return Outline(pieces, tuple(unknown), lambda name: any(ignore(name) for ignore in weights._ignored))
+    return Outline(pieces, weights._made, tuple(unknown), lambda name: any(ignore(name) for ignore in weights._ignored))

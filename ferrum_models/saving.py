@@ -21,8 +21,9 @@ from ferrum_models.formats import own
 from ferrum_models.formats.reading import Kept
 from ferrum_models.layers import Parameter
 from ferrum_models.loading import Opened, opened
-from ferrum_models.outline import Piece, outline
+from ferrum_models.outline import Outline, Piece, outline
 from ferrum_models.progress import Progress, progressing
+from ferrum_models.weights import Weights
 from ferrum_ops import QuantTensor, dequantize, quantize, repack
 from ferrum_ops.quant.names import scheme as scheme_of
 from ferrum_ops.quant.types import Scheme
@@ -152,24 +153,22 @@ def convert(
     plan = outline(found.settings)
     if plan.unknown:
         raise ValueError(f"convert: {', '.join(plan.unknown)} have no place of their own in a checkpoint")
-    pieces = [piece for pieces in plan.pieces.values() for piece in pieces]
-    goals = _goals(pieces, scheme, Kept(tuple(keep)))
-    with _new_folder(Path(target)) as partial, progressing(progress, len(pieces), "tensor") as advance:
+    goals = _goals([piece for pieces in plan.pieces.values() for piece in pieces], scheme, Kept(tuple(keep)))
+    with _new_folder(Path(target)) as partial, progressing(progress, len(goals), "tensor") as advance:
         writer = _Writer(partial, max_shard_bytes)
-        for piece, goal in zip(pieces, goals, strict=True):
-            value = _read(found, piece)
-            if value is not None:
-                writer.add(piece, _in(value, goal))
-            advance(1)
+        for pieces in plan.pieces.values():
+            for piece, value in _read(found, plan, pieces):
+                writer.add(piece, _in(value, goals[piece.path]))
+            advance(len(pieces))
         found.weights.check(ignore=plan.ignored)
         writer.close()
         _write_config(partial, found.settings, found.dtype or found.settings.dtype() or writer.dtype, writer.schemes)
         _copy(found.folder, partial)
 
 
-def _goals(pieces: Sequence[Piece], scheme: Scheme | None, kept: Kept) -> list[Scheme | None]:
-    """The scheme of each piece, or None where it stays as it is."""
-    goals, problems = [], []
+def _goals(pieces: Sequence[Piece], scheme: Scheme | None, kept: Kept) -> dict[str, Scheme | None]:
+    """The scheme of each piece by its path, or None where it stays as it is."""
+    goals, problems = {}, []
     for piece in pieces:
         goal = scheme if piece.matrix and piece.shape[-2] > 1 and piece.path not in kept else None
         if goal is not None:
@@ -177,25 +176,34 @@ def _goals(pieces: Sequence[Piece], scheme: Scheme | None, kept: Kept) -> list[S
                 goal.parts(*piece.shape[-2:])
             except ValueError as error:
                 problems.append(f"{piece.path}: {error}")
-        goals.append(goal)
+        goals[piece.path] = goal
     if problems:
         raise ValueError(f"convert: name them in keep, or choose another scheme: {'; '.join(problems)}")
     return goals
 
 
-def _read(found: Opened, piece: Piece) -> Parameter | None:
-    """What a checkpoint holds for a piece, or None and a problem noted."""
-    weights = found.weights
-    shape = piece.shape
-    value: Parameter
+def _read(found: Opened, plan: Outline, pieces: Sequence[Piece]) -> Iterator[tuple[Piece, Parameter]]:
+    """What a checkpoint holds for the *pieces* of a tensor; what does not fit is noted, and left out."""
+    stack = plan.stacks.get(pieces[0].path)
+    if stack is not None and not any(name.startswith(f"{pieces[0].path}.") for name in found.weights.names):
+        whole = found.weights.at(stack.path).stacked(stack.groups, stack.shape)  # they are stored together
+        if whole.ndim == 3:
+            yield from ((piece, piece.cut(whole)) for piece in pieces)
+        return
+    for piece in pieces:
+        value = _read_one(found.weights, piece)
+        if value.shape == piece.shape:
+            yield piece, value
+
+
+def _read_one(weights: Weights, piece: Piece) -> Parameter:
     if piece.swapped:
-        value = weights.experts(piece.path, (shape[0], shape[1], shape[2]))
-    elif piece.matrix:
-        value = weights.at(piece.path).linear(shape)
-    else:
-        above, _, name = piece.path.rpartition(".")
-        value = (weights.at(above) if above else weights).take(name, shape)
-    return value if value.shape == shape else None
+        count, rows, columns = piece.shape
+        return weights.experts(piece.path, (count, rows, columns))
+    if piece.matrix:
+        return weights.at(piece.path).linear(piece.shape)
+    above, _, name = piece.path.rpartition(".")
+    return (weights.at(above) if above else weights).take(name, piece.shape)
 
 
 def _in(value: Parameter, goal: Scheme | None) -> Parameter:

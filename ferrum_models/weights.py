@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,9 +96,9 @@ class Weights:
         return self._prefix + name in self._shared.tensors
 
     @property
-    def count(self) -> int:
-        """How many tensors there are, of all parts together."""
-        return len(self._shared.tensors)
+    def names(self) -> Collection[str]:
+        """The names of all tensors, of all parts together."""
+        return self._shared.tensors.keys()
 
     def tell(self, function: Callable[[int], None]) -> None:
         """Call *function* with the number of tensors just read, from now on."""
@@ -217,10 +217,13 @@ class Weights:
         before = len(self._shared.problems)
         stacks = self._stacks(groups, shape)
         if stacks is not None:
-            joined = stacks[0] if len(stacks) == 1 else None
-            if joined is None and len(self._shared.problems) == before and isinstance(joined := below(stacks), str):
-                self.at(groups[0][0].partition(".")[2]).problem("weight", joined)
-            return fa.zeros(0) if joined is None or isinstance(joined, str) else joined
+            if len(self._shared.problems) > before:
+                return fa.zeros(0)
+            joined = stacks[0] if len(stacks) == 1 else below(stacks)
+            if not isinstance(joined, str):
+                return joined
+            self.at(groups[0][0].partition(".")[2]).problem("weight", joined)
+            return fa.zeros(0)
         stack = Stack(len(groups), len(groups[0]) if groups else 0)
         for place, group in enumerate(groups):
             for number, part in enumerate(group):

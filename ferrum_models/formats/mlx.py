@@ -9,6 +9,7 @@ from typing import Any
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.config import Settings
+from ferrum_models.formats.mlx_names import own_names
 from ferrum_models.formats.reading import read
 from ferrum_models.weights import Weights
 from ferrum_ops import QuantTensor
@@ -79,7 +80,7 @@ class Mlx:
         Raises:
             ValueError: for entries that are wrong or not implemented.
         """
-        found = self.others.get(path, True)
+        found = next((self.others[name] for name in own_names(path) if name in self.others), True)
         if isinstance(found, bool):
             return self if found else None
         common = {"group_size": self.group, "bits": self.bits, "mode": self.mode, "dtype": self.dtype.standard_name}
