@@ -36,8 +36,8 @@ def find_gguf(path: Path) -> Path | None:
 def load_gguf(path: Path, device: Device, dtype: Dtype | None) -> tuple[CausalLM, Tokenizer | None]:
     """The language model in the GGUF file *path*, and its tokenizer, or None where the file has none.
 
-    Matrices in blocks stay as they are; all else becomes *dtype*, or if that is None, the type of the embedding, which
-    is float32 where it is quantised.
+    Matrices in blocks keep their numbers, see :func:`ferrum_models.gguf.names.blocks`; all else becomes *dtype*, or if
+    that is None, the type of the embedding, which is float32 where it is quantised.
 
     Raises:
         OSError: if the file cannot be opened. ValueError: for a file that is damaged, not implemented, or whose parts
@@ -49,4 +49,6 @@ def load_gguf(path: Path, device: Device, dtype: Dtype | None) -> tuple[CausalLM
     config = found.config(said)
     wanted = natural_dtype(file) if dtype is None else dtype
     weights = Weights(GgufTensors(file, said), str(path), device=device, dtype=wanted, formats=(blocks,))
-    return found.load(weights, config), tokenizer(file, config.vocab_size)
+    model = found.load(weights, config)
+    file.release()
+    return model, tokenizer(file, config.vocab_size)

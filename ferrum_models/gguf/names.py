@@ -18,7 +18,7 @@ from ferrum_models.config import Settings
 from ferrum_models.gguf.reader import GgufFile
 from ferrum_models.gguf.types import ELEMENTS
 from ferrum_models.weights import Weights
-from ferrum_ops import QuantTensor
+from ferrum_ops import QuantTensor, repack
 
 __all__ = ["GgufTensors", "blocks"]
 
@@ -57,13 +57,18 @@ _EXPERTS = {
 #: families of the architecture whose queries and keys are arranged otherwise
 _PAIRED = ("llama", "mistral", "mixtral")
 _PART = re.compile(r"blk\.(0|[1-9][0-9]*)\.([a-z_]+)(?:\.(0|[1-9][0-9]*))?")
+#: after so many bytes of the file have been read, those that nothing needs leave memory
+_RELEASE = 1 << 26
+#: blocks that are nothing but integers and a scale
+_INTEGERS = ("Q4_0", "Q5_0", "Q8_0")
 _SCHEMES = {element.scheme.name: element for element in ELEMENTS.values() if element.scheme is not None}
 
 
 class GgufTensors(Mapping[str, Tensor]):
     """The tensors of *file* by the names of checkpoints of the family that *config* names; each is read when asked for.
 
-    Tensors that are not known of the family keep the name that they have in the file.
+    Tensors that are not known of the family keep the name that they have in the file. What is read leaves memory again
+    where only a copy of it is used, so that the file and the model are not in memory together.
 
     Raises:
         ValueError: for queries or keys whose rows do not divide into heads.
@@ -75,6 +80,7 @@ class GgufTensors(Mapping[str, Tensor]):
         self._heads = {"attn_q": config.integer("num_attention_heads"), "attn_k": config.integer("num_key_value_heads")}
         self._names = {**_LAYER, **_OWN.get(self._kind, {})}
         self._where: dict[str, Get] = {}
+        self._bytes = 0
         for name in file.tensors:
             if (
                 name != "rope_freqs.weight" and ".attn_rot_embd." not in name
@@ -82,7 +88,12 @@ class GgufTensors(Mapping[str, Tensor]):
                 self._add(name)
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._where[name]()
+        if self._bytes > _RELEASE:
+            self._file.release()
+            self._bytes = 0
+        found = self._where[name]()
+        self._bytes += found.nbytes
+        return found
 
     def __contains__(self, name: object) -> bool:
         return name in self._where
@@ -198,13 +209,16 @@ def _apart(x: Tensor, heads: int, where: str) -> Tensor:
 def blocks(weights: Weights, shape: tuple[int, ...]) -> Tensor | QuantTensor | None:
     """The weight of this *shape* where it lies in blocks of GGUF, or None where it does not.
 
+    Blocks of nothing but integers and a scale, Q4_0, Q5_0 and Q8_0, become ``IntScheme``, which products on every
+    device are made for: the same numbers, in memory of their own. All others stay the blocks that they are.
+
     Examples:
         >>> import ferrum_array as fa
         >>> from ferrum_models.gguf.names import blocks
         >>> from ferrum_models.weights import Weights
         >>> weights = Weights({"dense.weight.q8_0": fa.zeros((2, 34), dtype="u8")}, "a test", formats=(blocks,))
         >>> weights.at("dense").linear((2, 32))
-        QuantTensor(q8_0, float32[2,32])
+        QuantTensor(int8-g32-f16, float32[2,32])
     """
     for name, element in _SCHEMES.items():
         full = f"weight.{name}"
@@ -216,5 +230,8 @@ def blocks(weights: Weights, shape: tuple[int, ...]) -> Tensor | QuantTensor | N
             return fa.zeros(0)
         found = weights.raw(full, (*shape[:-1], shape[-1] // element.block * element.size))
         dtype = fa.float32 if weights.dtype is None else weights.dtype
-        return fa.zeros(0) if found is None else QuantTensor(element.scheme, shape, {"blocks": found}, dtype)
+        if found is None:
+            return fa.zeros(0)
+        stored = QuantTensor(element.scheme, shape, {"blocks": found}, dtype)
+        return repack(stored, "int") if element.name in _INTEGERS else stored
     return None

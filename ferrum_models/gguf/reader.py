@@ -147,7 +147,8 @@ class GgufFile:
             if start != _MAGIC:
                 raise CorruptFileError(f"{path}: it begins with {start!r}, not with {_MAGIC!r}: no GGUF file")
             # private pages: what is written through an exported array never reaches the file
-            data = memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY))
+            self._map = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY)
+        data = memoryview(self._map)
         cursor = _Cursor(str(path), data)
         tensors, entries = _header(cursor)
         self.entries: Mapping[str, Any] = MappingProxyType(_entries(cursor, entries))
@@ -184,6 +185,14 @@ class GgufFile:
                 f"{self.path}: tensor {name!r} holds {element.name} of shape {shape}; blocks need two or three axes"
             )
         return QuantTensor(element.scheme, shape, {"blocks": found})
+
+    def release(self) -> None:
+        """Let go of the memory that holds what has been read, where the system can: it is read again when needed.
+
+        What was written through arrays that share the map is lost, so this is for those that have not given any away.
+        """
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
     def __repr__(self) -> str:
         return f"<GgufFile {str(self.path)!r}, {len(self.tensors)} tensors, {len(self.entries)} entries>"

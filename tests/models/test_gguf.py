@@ -18,7 +18,7 @@ from ferrum_models.gguf.config import ARCHITECTURES, settings
 from ferrum_models.gguf.names import GgufTensors, blocks
 from ferrum_models.layers import Rotary
 from ferrum_models.weights import Weights
-from ferrum_ops import LinearScaling, QuantTensor
+from ferrum_ops import LinearScaling, QuantTensor, dequantize
 from ferrum_ops.quant.gguf import TYPES
 from tests.models import gguf_models, parity
 
@@ -38,9 +38,11 @@ PAIRS: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
-def written(folder: Path, case: str = "llama", kind: str = "F32", **changes: Any) -> tuple[Path, Any]:
+def written(
+    folder: Path, case: str = "llama", kind: str = "F32", sizes: dict[str, Any] | None = None, **changes: Any
+) -> tuple[Path, Any]:
     """A file of a case, and its model; *changes* are entries of the metadata, ``__`` standing for a dot."""
-    peer = gguf_models.make(case, folder)
+    peer = gguf_models.make(case, folder, **(sizes or {}))
     arch = gguf_models.CASES[case][0]
     entries = {key.replace("__", ".").replace("own.", f"{arch}."): value for key, value in changes.items()}
     gguf_models.write(peer, case, folder / "model.gguf", kind, **entries)
@@ -81,24 +83,42 @@ def test_a_model_computes_in_the_type_of_its_embedding(tmp_path: Path, kind: str
         assert {one.dtype for _, one in load(path, dtype=wanted)[0].named_parameters()} == {wanted}
 
 
-def test_blocks_stay_in_the_file(small: tuple[Path, Any]) -> None:
-    file = GgufFile(small[0])
-    tensors = GgufTensors(file, settings(file))
-    found = np.asarray(tensors["model.layers.1.mlp.up_proj.weight.q8_0"])
-    assert np.shares_memory(found, np.asarray(file.raw("blk.1.ffn_up.weight")))
-    weight = load(small[0])[0].model.layers[1].mlp.up_proj.weight  # type: ignore[union-attr] # a dense layer
+def test_blocks_stay_in_the_file(tmp_path: Path) -> None:
+    """Where nothing has to be joined or reordered, stacks of experts too."""
+    file = GgufFile(written(tmp_path, "mixtral", "Q4_K", gguf_models.WIDE)[0])
+    weights = Weights(GgufTensors(file, settings(file)), "a test", formats=(blocks,)).at("model.layers.0")
+    found = {
+        "attn_v": weights.at("self_attn.v_proj").linear((128, 256)),
+        "ffn_down_exps": weights.at("block_sparse_moe.experts").stacked(
+            [[f"{one}.w2"] for one in range(3)], (256, 512)
+        ),
+    }
+    for name, one in found.items():
+        assert isinstance(one, QuantTensor)
+        raw = np.asarray(file.raw(f"blk.0.{name}.weight"))
+        assert np.shares_memory(np.asarray(one.parts["blocks"]), raw)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scheme"), [("Q8_0", "int8-g32-f16"), ("Q5_0", "int5-g32-f16"), ("Q4_0", "int4-g32-f16"), ("Q4_1", "q4_1")]
+)
+def test_blocks_of_integers_become_integers(tmp_path: Path, kind: str, scheme: str) -> None:
+    """The form that kernels read, with the same numbers."""
+    path, peer = written(tmp_path, kind=kind)
+    weight = load(path)[0].model.layers[0].self_attn.o_proj.weight  # type: ignore[union-attr] # of attention
     assert isinstance(weight, QuantTensor)
-    np.testing.assert_array_equal(np.asarray(weight.parts["blocks"]), found)
-    assert not np.asarray(weight.parts["blocks"]).flags.owndata
+    assert weight.scheme.name == scheme
+    np.testing.assert_array_equal(dequantize(weight).numpy(), peer.model.layers[0].self_attn.o_proj.weight.detach())
 
 
-def test_experts_stay_in_the_file(tmp_path: Path) -> None:
-    """What is stored as it is needed: stacks whose matrices are not joined."""
-    file = GgufFile(written(tmp_path, "qwen3moe", "Q8_0")[0])
-    weights = Weights(GgufTensors(file, settings(file)), "a test", formats=(blocks,)).at("model.layers.0.mlp.experts")
-    down = weights.stacked([[f"{expert}.down_proj"] for expert in range(3)], (64, 32))
-    assert isinstance(down, QuantTensor)
-    assert np.shares_memory(np.asarray(down.parts["blocks"]), np.asarray(file.raw("blk.0.ffn_down_exps.weight")))
+def test_files_are_forgotten_while_they_are_read(small: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ferrum_models.gguf.names._RELEASE", 1000)
+    let_go = []
+    release = GgufFile.release
+    monkeypatch.setattr(GgufFile, "release", lambda file: (let_go.append(file), release(file)))
+    model, _ = load(small[0])
+    assert len(let_go) > 10
+    assert parity.distance(model(fa.asarray(IDS)), parity.logits_of(small[1], IDS)) < 1e-4
 
 
 def test_folders(small: tuple[Path, Any], tmp_path: Path) -> None:
@@ -294,7 +314,7 @@ def test_experts_of_unlike_types(tmp_path: Path) -> None:
         kind = gguf.GGMLQuantizationType.Q4_0
         return [(name, gguf.quantize(gguf.dequantize(data, gguf.GGMLQuantizationType.Q8_0), kind), kind)]
 
-    with pytest.raises(ValueError, match=r"w1\.weight is QuantTensor\(q8_0.* joined with is QuantTensor\(q4_0"):
+    with pytest.raises(ValueError, match=r"w1\.weight is QuantTensor\(int8.* joined with is QuantTensor\(int4"):
         load(converted(path, other))
 
 
