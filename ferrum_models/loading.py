@@ -49,7 +49,7 @@ def load(
         device: where the model shall lie; the default device if absent.
         dtype: in which it is computed; that of the stored weights if absent.
         progress: True for a bar of the tensors read, False for none, or a function that is called with (done, total);
-            a bar if absent, where there are many and a person may be looking. GGUF files show none.
+            a bar if absent, where there are many and a person may be looking.
 
     Raises:
         FileNotFoundError: naming the folder or every file that is missing.
@@ -71,7 +71,7 @@ def load(
         raise FileNotFoundError(f"there is no model folder {folder}")
     where, wanted = _place(device, dtype)
     if single is not None:
-        return load_gguf(single, where, wanted)
+        return load_gguf(single, where, wanted, progress)
     source = opened(folder, where, wanted)
     found = family(source.settings)
     config = found.config(source.settings)

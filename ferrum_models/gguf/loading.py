@@ -11,6 +11,7 @@ from ferrum_models.gguf.config import natural_dtype, settings
 from ferrum_models.gguf.names import GgufTensors, blocks
 from ferrum_models.gguf.reader import GgufFile
 from ferrum_models.gguf.vocabulary import tokenizer
+from ferrum_models.progress import Progress, progressing
 from ferrum_models.tokenizing import Tokenizer
 from ferrum_models.weights import Weights
 
@@ -33,7 +34,9 @@ def find_gguf(path: Path) -> Path | None:
     return found[0] if found else None
 
 
-def load_gguf(path: Path, device: Device, dtype: Dtype | None) -> tuple[CausalLM, Tokenizer | None]:
+def load_gguf(
+    path: Path, device: Device, dtype: Dtype | None, progress: Progress = None
+) -> tuple[CausalLM, Tokenizer | None]:
     """The language model in the GGUF file *path*, and its tokenizer, or None where the file has none.
 
     Matrices in blocks keep their numbers, see :func:`ferrum_models.gguf.names.blocks`; all else becomes *dtype*, or if
@@ -48,7 +51,10 @@ def load_gguf(path: Path, device: Device, dtype: Dtype | None) -> tuple[CausalLM
     found = family(said)
     config = found.config(said)
     wanted = natural_dtype(file) if dtype is None else dtype
-    weights = Weights(GgufTensors(file, said), str(path), device=device, dtype=wanted, formats=(blocks,))
-    model = found.load(weights, config)
+    tensors = GgufTensors(file, said)
+    weights = Weights(tensors, str(path), device=device, dtype=wanted, formats=(blocks,))
+    with progressing(progress, len(tensors), "tensor") as advance:
+        weights.tell(advance)
+        model = found.load(weights, config)
     file.release()
     return model, tokenizer(file, config.vocab_size)

@@ -121,6 +121,12 @@ def test_files_are_forgotten_while_they_are_read(small: tuple[Path, Any], monkey
     assert parity.distance(model(fa.asarray(IDS)), parity.logits_of(small[1], IDS)) < 1e-4
 
 
+def test_progress(small: tuple[Path, Any]) -> None:
+    told: list[tuple[int, int]] = []
+    load(small[0], progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (len(GgufFile(small[0]).tensors),) * 2
+
+
 def test_folders(small: tuple[Path, Any], tmp_path: Path) -> None:
     shutil.copy(small[0], tmp_path / "one.gguf")
     expected = load(small[0])[0](fa.asarray(IDS))
