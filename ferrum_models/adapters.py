@@ -14,6 +14,7 @@ import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
 from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
+from ferrum_models.formats.reading import expression
 from ferrum_models.layers import Linear, Module
 from ferrum_models.layers.lora import LoRA, LowRank
 from ferrum_ops import QuantTensor
@@ -66,27 +67,28 @@ _BEGINNINGS = (True, "gaussian", "orthogonal", "eva")
 class AdapterConfig:
     """What ``adapter_config.json`` says of a LoRA adapter.
 
-    Attributes:
-        r: the rank.
-        alpha: the changes are multiplied by alpha / r.
-        rslora: they are multiplied by alpha / sqrt(r).
-        targets: names of layers or ends of names; or an expression that whole names match; ``all-linear`` for all.
-        exclude: in the same way, layers that are left out.
-        ranks: other ranks, by expressions that ends of names match.
-        alphas: other alphas.
-        numbers: of layers of the model; all if absent.
-        stacks: names of the stacks of layers that *numbers* counts.
+        Attributes:
+            r: the rank.
+            alpha: the changes are multiplied by alpha / r.
+            rslora: they are multiplied by alpha / sqrt(r).
+            targets: names of layers or ends of names; or an expression that whole names match; ``all-linear`` for all.
+            exclude: in the same way, layers that are left out.
+            ranks: other ranks, by expressions that ends of names match.
+            alphas: other alphas.
+            numbers: of layers of the model; all if absent.
+            stacks: names of the stacks of layers that *numbers* counts.
 
-    Source: Hu et al., "LoRA", 2021; Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA",
-    2023.
+        Source: Hu et al., "LoRA", 2021; Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA",
+        2023.
 
-    Examples:
-        >>> from ferrum_models.adapters import AdapterConfig
-        >>> from ferrum_models.config import Settings
-        >>> said = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
-        >>> config = AdapterConfig.from_settings(Settings({**said, "alpha_pattern": {"1.q_proj": 4}}))
-        >>> config.selects("layers.0.q_proj"), config.selects("layers.0.k_proj"), config.scale("layers.1.q_proj")
-        (True, False, 0.5)
+        Examples:
+            >>> from ferrum_models.adapters import AdapterConfig
+            >>> from ferrum_models.config import Settings
+    from ferrum_models.formats.reading import expression
+            >>> said = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
+            >>> config = AdapterConfig.from_settings(Settings({**said, "alpha_pattern": {"1.q_proj": 4}}))
+            >>> config.selects("layers.0.q_proj"), config.selects("layers.0.k_proj"), config.scale("layers.1.q_proj")
+            (True, False, 0.5)
     """
 
     r: int
@@ -331,7 +333,7 @@ def _names(settings: Settings, entry: str) -> tuple[str, ...] | str:
     if value is None:
         return ()
     if isinstance(value, str):
-        return value if value == "all-linear" else _expression(settings, entry, value)
+        return value if value == "all-linear" else expression(settings, entry, value)
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise settings.error((entry,), value, "names of layers, or an expression that they match")
     return tuple(value)
@@ -339,15 +341,7 @@ def _names(settings: Settings, entry: str) -> tuple[str, ...] | str:
 
 def _table(settings: Settings, entry: str) -> Iterable[tuple[str, Any]]:
     for key, value in (settings.mapping(entry) or {}).items():
-        yield _expression(settings, entry, key), value
-
-
-def _expression(settings: Settings, entry: str, text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise ValueError(f"{settings.source}: {entry}: {text!r} is no valid expression: {error}") from None
-    return text
+        yield expression(settings, entry, key), value
 
 
 def _named(names: tuple[str, ...] | str, path: str) -> bool:

@@ -13,6 +13,7 @@ from ferrum_array import Device, Dtype
 from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
 from ferrum_models.families import family
+from ferrum_models.files import read_json
 from ferrum_models.formats import formats
 from ferrum_models.formats.mlx_names import as_checkpoint
 from ferrum_models.gguf.loading import find_gguf, load_gguf
@@ -114,6 +115,8 @@ def opened(folder: Path, device: Device | str | None = None, dtype: Dtype | str 
     if readers and wanted is None:  # scales, norms and embeddings may be stored in several
         wanted = settings.dtype()
     path = _stored(folder)
+    if path.suffix == ".json":
+        _all_there(path)
     tensors = as_checkpoint(fa.io.open_safetensors(path))
     weights = Weights(tensors, str(path), device=where, dtype=wanted, formats=readers)
     return Opened(folder, settings, weights, wanted)
@@ -166,6 +169,19 @@ def _file(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise FileNotFoundError(f"the model folder {folder} lacks {name}")
     return path
+
+
+def _all_there(index: Path) -> None:
+    """See that every file is there that an index names; what else is wrong with it is found when it is opened.
+
+    Raises:
+        FileNotFoundError: naming all that are not.
+    """
+    names = read_json(index).get("weight_map")
+    files = {name for name in names.values() if isinstance(name, str)} if isinstance(names, dict) else set()
+    lacking = sorted(name for name in files if not (index.parent / name).is_file())
+    if lacking:
+        raise FileNotFoundError(f"the model folder {index.parent} lacks {', '.join(lacking)}, which {index.name} names")
 
 
 def _stored(folder: Path) -> Path:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_models.config import Settings
-from ferrum_models.formats.reading import Kept, group_size, is_dense, read
+from ferrum_models.formats.reading import Kept, expression, group_size, is_dense, read
 from ferrum_models.weights import Weights
 from ferrum_ops import QuantTensor
 from ferrum_ops.quant.gptq import GptqScheme
@@ -34,6 +35,8 @@ class Gptq:
 
     scheme: GptqScheme
     kept: Kept
+    #: of layers whose names begin with what an expression matches, the first that does: None keeps them dense
+    others: tuple[tuple[str, GptqScheme | None], ...] = ()
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Gptq:
@@ -42,24 +45,22 @@ class Gptq:
         Raises:
             ValueError: for entries that are missing, wrong or not implemented.
         """
-        settings.refuse("dynamic", {})
-        settings.refuse("is_marlin_format")
-        settings.refuse("pack_dtype", "int32")
-        settings.refuse("quant_type", "int")
-        bits = settings.integer("bits")
-        if bits not in (2, 3, 4, 8):
-            raise settings.error(("bits",), bits, "2, 3, 4 or 8")
-        version = settings.choice("checkpoint_format", known=_VERSIONS, default="gptq")
-        scheme = GptqScheme(bits, group_size(settings, 128), version, settings.flag("desc_act"))
-        return cls(scheme, Kept.from_settings(settings, "modules_to_not_convert", "modules_in_block_to_not_quantize"))
+        others = []
+        for key, entries in (settings.mapping("dynamic") or {}).items():
+            pattern = expression(settings, "dynamic", key.removeprefix("-:").removeprefix("+:"))
+            own = Settings({**settings.values, **dict(entries or {})}, f"{settings.source}: dynamic: {key}")
+            others.append((pattern, None if key.startswith("-:") else _scheme(own)))
+        kept = Kept.from_settings(settings, "modules_to_not_convert", "modules_in_block_to_not_quantize")
+        return cls(_scheme(settings), kept, tuple(others))
 
     def __call__(self, weights: Weights, shape: tuple[int, ...]) -> QuantTensor | Tensor | None:
         """The weight of the layer that *weights* are, or None where it is dense."""
-        if is_dense(weights, shape, self.kept, _NAMES):
+        path = weights.path
+        scheme = next((own for pattern, own in self.others if re.match(pattern, path)), self.scheme)
+        if scheme is None or is_dense(weights, shape, self.kept, _NAMES):
             return None
         if "bias" in weights:
             _unused_bias(weights, shape[0])
-        scheme = self.scheme
         if not scheme.ordered and "g_idx" in weights:
             stored = weights.raw("g_idx", (shape[1],))
             if stored is None:
@@ -67,6 +68,17 @@ class Gptq:
             in_order = fa.arange(shape[1], dtype=stored.dtype, device=stored.device) // (scheme.group or shape[1])
             scheme = replace(scheme, ordered=not bool(fa.all(stored == in_order)))
         return read(weights, scheme, shape, _NAMES)
+
+
+def _scheme(settings: Settings) -> GptqScheme:
+    settings.refuse("is_marlin_format")
+    settings.refuse("pack_dtype", "int32")
+    settings.refuse("quant_type", "int")
+    bits = settings.integer("bits")
+    if bits not in (2, 3, 4, 8):
+        raise settings.error(("bits",), bits, "2, 3, 4 or 8")
+    version = settings.choice("checkpoint_format", known=_VERSIONS, default="gptq")
+    return GptqScheme(bits, group_size(settings, 128), version, settings.flag("desc_act"))
 
 
 def _unused_bias(weights: Weights, outputs: int) -> None:

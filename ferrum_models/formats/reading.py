@@ -13,7 +13,7 @@ from ferrum_models.weights import Weights
 from ferrum_ops import QuantTensor
 from ferrum_ops.quant.types import Scheme
 
-__all__ = ["Kept", "group_size", "is_dense", "read"]
+__all__ = ["Kept", "expression", "group_size", "is_dense", "read"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,19 @@ class Kept:
 def _matches(name: str, path: str) -> bool:
     middle = ".*".join(map(re.escape, name.split("*")))
     return re.search(rf"(?:^|\.){middle}(?:\.|$)", path) is not None
+
+
+def expression(settings: Settings, entry: str, text: str) -> str:
+    """The regular expression *text* of an entry of a config.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{settings.source}: {entry}: {text!r} is no valid expression: {error}") from None
+    return text
 
 
 def group_size(settings: Settings, default: int) -> int | None:

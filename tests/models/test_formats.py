@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 import ferrum_array as fa
-from ferrum_models import load
+from ferrum_models import load, random_model, save_model
 from ferrum_models.formats import METHODS
 from ferrum_ops import QuantTensor
 from tests.models import checkpoints, parity
@@ -308,6 +309,39 @@ def test_layers_that_the_config_keeps_are_dense(tmp_path: Path) -> None:
         load(stored)
 
 
+def test_gptq_gives_layers_their_own_bits(tmp_path: Path) -> None:
+    four, eight = checkpoints.gptq(4, 32), checkpoints.gptq(8, 16)
+    calls: list[tuple[int, int]] = []
+
+    def packer(rng: np.random.Generator, shape: tuple[int, int]) -> Any:
+        calls.append(shape)
+        return (eight if len(calls) > 6 else four)(rng, shape)
+
+    rules = {"-:.*0.mlp.down": {}, "+:.*layers.1": {"bits": 8, "group_size": 16}, r".*\.0\.mlp": {"sym": False}}
+    stored, dense = write(
+        tmp_path,
+        CONFIG,
+        packer,
+        lambda name: checkpoints.is_linear(name) and "0.mlp.down" not in name,
+        quantization_config={**gptq_config(4, 32, 1, False), "dynamic": rules},
+    )
+    assert agree(stored, dense) < NEAR
+    found = list(schemes(stored).values())
+    assert (found.count("gptq4-g32"), found.count("gptq8-g16")) == (6, 7)
+
+
+def test_loading_takes_little_more_than_the_model(tmp_path: Path) -> None:
+    """Converted from another dtype, and stacked from many tensors: there is never more than a piece beside it."""
+    big = {**MOE, "hidden_size": 128, "num_hidden_layers": 8, "vocab_size": 64}
+    save_model(random_model(big, dtype="f32"), tmp_path / "dense")
+    tracemalloc.start()
+    model, _ = load(tmp_path / "dense", dtype="bf16")
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert model.nbytes < held
+    assert peak < 1.15 * model.nbytes + 300_000  # of Python's own
+
+
 def test_mlx_gives_layers_their_own_bits(tmp_path: Path) -> None:
     four, eight = checkpoints.mlx(4, 32), checkpoints.mlx(8, 64)
     special = "model.layers.1.mlp.gate_proj"
@@ -364,7 +398,9 @@ def test_unknown_methods_list_the_known(tmp_path: Path) -> None:
         ("gptq", {"bits": None}, "there is no bits"),
         ("gptq", {"group_size": 0}, "group_size must be an integer of at least 1, got 0"),
         ("gptq", {"checkpoint_format": "marlin"}, "checkpoint_format must be one of gptq, gptq_v2, got 'marlin'"),
-        ("gptq", {"dynamic": {"+:.*": {"bits": 8}}}, "dynamic is .*, which is not implemented"),
+        ("gptq", {"dynamic": {"+:.*": {"bits": 9}}}, "bits must be 2, 3, 4 or 8, got 9"),
+        ("gptq", {"dynamic": {"-:(": {}}}, r"dynamic: '\(' is no valid expression"),
+        ("gptq", {"dynamic": [1]}, "dynamic must be an object"),
         ("gptq", {"modules_to_not_convert": "lm_head"}, "modules_to_not_convert must be a list of names"),
         ("awq", {"bits": 8}, "bits must be 4, got 8"),
         ("awq", {"version": "gemv"}, "version must be 'gemm'"),
