@@ -5,6 +5,7 @@ This module imports numba, so only modules of kernels import it: they are loaded
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
@@ -63,6 +64,11 @@ def jit(
         plain: Any = function
         if plain.__code__.co_freevars and not variant:
             raise TypeError(f"jit: {function.__name__} is one of several of this name; say which with variant")
+        if variant:
+            # numba numbers functions of one name as a process meets them and makes that the symbol of the code. Of two
+            # pieces with one symbol, from the disk where two processes left them, a third would run one for both.
+            own = hashlib.sha256(repr(variant).encode()).hexdigest()[:16]
+            plain.__name__, plain.__qualname__ = f"{plain.__name__}_{own}", f"{plain.__qualname__}_{own}"
         compiled: Any = _njit(
             nogil=True,
             fastmath=set(fastmath),
