@@ -143,7 +143,8 @@ def test_only_what_differs_is_read(model: CausalLM, monkeypatch: pytest.MonkeyPa
     assert alone(model, [1, 2, 3, 4, 5], prompt_cache=kept) == first
 
 
-def test_memory_grows_with_the_text(model: CausalLM) -> None:
+def test_memory_grows_with_the_text() -> None:
+    model = ON_CPU
     kept = PromptCache(model)
     text = [5, 6, 7]
     for tokens in (250, 20, 280):  # beyond 256, and beyond 512
@@ -155,7 +156,8 @@ def test_memory_grows_with_the_text(model: CausalLM) -> None:
     assert kept.shared(text) == len(text) - 1
 
 
-def test_a_ring_grows_and_goes_back(windowed: CausalLM) -> None:
+def test_a_ring_grows_and_goes_back() -> None:
+    windowed = MODELS["windowed"]
     kept = PromptCache(windowed, chunk=4)
     text = [5, 6, 7] * 90
     first = alone(windowed, text, 3, prompt_cache=kept)
@@ -192,24 +194,24 @@ def test_answers_that_are_broken_off_leave_it_whole(model: CausalLM, dtype: str 
         assert alone(model, text, 12, prompt_cache=kept) == whole
 
 
-@pytest.mark.parametrize("tokens", [1, 2, 4])
+@pytest.mark.parametrize("tokens", [1, 3])
 @pytest.mark.parametrize("kind", ["recurrent", "latent"])
 def test_drafts_of_every_kind(device: fa.Device, kind: str, tokens: int) -> None:
     configs = {"recurrent": RECURRENT, "latent": LATENT}
     model = random_model(configs[kind], seed=3, device=device)
-    expected = alone(model, [1, 2, 3], 20)
-    assert len(set(expected)) > 5
-    helpers = [model, random_model(TINY, seed=1, device=device), random_model(RECURRENT, seed=1, device=device)]
+    expected = alone(model, [1, 2, 3], 12)
+    assert len(set(expected)) > 3
+    helpers = [model, random_model(RECURRENT if kind == "recurrent" else TINY, seed=1, device=device)]
     for helper in helpers:
         draft = Draft(helper, tokens)
-        assert alone(model, [1, 2, 3], 20, draft=draft) == expected
+        assert alone(model, [1, 2, 3], 12, draft=draft) == expected
         rules = Sampling(temperature=1.0, top_k=3, seed=2)
         kept = PromptCache(model)
-        first = alone(model, [1, 2, 3], 9, sampling=rules, draft=draft, prompt_cache=kept)
+        first = alone(model, [1, 2, 3], 5, sampling=rules, draft=draft, prompt_cache=kept)
         assert kept.ids == [1, 2, 3, *first[:-1]]
         text = [1, 2, 3, *first, 7]
-        again = alone(model, text, 9, sampling=rules, draft=draft, prompt_cache=kept)
-        assert again == alone(model, text, 9, sampling=rules, draft=draft)
+        again = alone(model, text, 5, sampling=rules, draft=draft, prompt_cache=kept)
+        assert again == alone(model, text, 5, sampling=rules, draft=draft)
 
 
 def test_states_are_kept_with_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
