@@ -29,9 +29,7 @@ def add(commands: Any) -> None:
     command.add_argument(
         "--keep", nargs="+", default=(), metavar="LAYER", help="layers that stay as they are, such as lm_head"
     )
-    command.add_argument(
-        "--dtype", type=shared.dtype, metavar="T", help="of the other numbers; as stored if absent"
-    )
+    command.add_argument("--dtype", type=shared.dtype, metavar="T", help="of the other numbers; as stored if absent")
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype
+from ferrum_models.adapters import load_adapters
 from ferrum_models.causal import CausalLM
 from ferrum_models.generation import Draft, Generated, PromptCache, Sampling
 from ferrum_models.loading import load
@@ -43,8 +44,11 @@ def add_place(command: argparse.ArgumentParser) -> None:
 
 
 def add_model(command: argparse.ArgumentParser) -> None:
-    """The model, and where it is computed."""
-    command.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model folder")
+    """The model, its adapters, and where it is computed."""
+    command.add_argument("--model", type=Path, required=True, metavar="DIR", help="a model folder, or a GGUF file")
+    command.add_argument(
+        "--adapter-path", type=Path, nargs="+", default=(), metavar="DIR", help="LoRA adapters in PEFT's layout"
+    )
     add_place(command)
 
 
@@ -124,13 +128,13 @@ def loaded(options: argparse.Namespace) -> tuple[CausalLM, Tokenizer]:
     """The model and the tokenizer that the options name.
 
     Raises:
-        FileNotFoundError: also where there is no tokenizer. ValueError: as ``load``.
+        FileNotFoundError: also where there is no tokenizer. ValueError: as ``load`` and ``load_adapters``.
     """
     check_dtype(options)
     model, tokenizer = load(options.model, options.device, options.dtype)
     if tokenizer is None:
         raise FileNotFoundError(f"{options.model} has no tokenizer.json, which text needs")
-    return model, tokenizer
+    return load_adapters(model, options.adapter_path), tokenizer
 
 
 def drafting(options: argparse.Namespace) -> Draft | None:

@@ -230,8 +230,8 @@ def load_prompt_cache(path: str | PathLike[str], model: CausalLM, *, limit: int 
 
 
 def fingerprint(model: CausalLM) -> str:
-    """A digest of the model's config and of some numbers of each weight, the same on every device."""
-    made = hashlib.sha256(repr(model.config).encode())
+    """A digest of the model's config, its tree and some numbers of each weight, the same on every device."""
+    made = hashlib.sha256(f"{model.config!r}\n{model!r}".encode())
     for name, one in model.named_parameters():
         what = one.scheme.name if isinstance(one, QuantTensor) else one.dtype.standard_name
         made.update(f"{name} {what} {one.shape}\n".encode())

@@ -99,7 +99,7 @@ def test_rows_of_any_lengths_that_end_at_any_time(
 
 def test_prompts_longer_than_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ferrum_models.generation.batch._PASS", 50)
-    prompts = [[n % VOCABULARY for n in range(length)] for length in (30, 590, 1, 44, 7, 49)]
+    prompts = [[n % VOCABULARY for n in range(length)] for length in (30, 130, 1, 44, 7, 49)]
     alone = [list(generate_ids(ON_CPU, one, max_new_tokens=3)) for one in prompts]
     assert finished(Batch(ON_CPU, prompts, max_new_tokens=3)) == alone
 

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
-from ferrum_models import Sampling, Tokenizer, cli, generate, load, random_model
+import ferrum_array as fa
+from ferrum_models import Sampling, Tokenizer, cli, generate, load, load_adapters, random_model
 from ferrum_models.generation import stream_generate
+from ferrum_models.generation.prompt_cache import fingerprint
 from tests.models.test_cli import COMMAND
 from tests.models.test_prompt_cache import TINY
 from tests.models.test_tokenizing import library
@@ -196,6 +198,40 @@ def test_drafts(ferrum: Shell, model: Path, tmp_path: Path) -> None:
     assert "\nDrafted: 15 of 20 tokens\n" in ferrum.err
     other = write(tmp_path / "other", seed=9)
     assert ferrum("generate", "--model", model, "-p", "the fox", "-m", 20, "--draft-model", other) == expected
+
+
+def adapter(folder: Path, seed: int) -> Path:
+    """LoRA of rank 2 beside a layer of the tiny model."""
+    folder.mkdir()
+    said = {"peft_type": "LORA", "r": 2, "lora_alpha": 40, "target_modules": ["up_proj"], "layers_to_transform": [0]}
+    (folder / "adapter_config.json").write_text(json.dumps(said))
+    name, rng = "base_model.model.model.layers.0.mlp.up_proj.lora_", fa.random.default_rng(seed)
+    tensors = {f"{name}A.weight": rng.normal((2, 16)), f"{name}B.weight": rng.normal((24, 2))}
+    fa.io.save_safetensors(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_adapters(ferrum: Shell, model: Path, tmp_path: Path) -> None:
+    loaded, tokenizer = load(model)
+    assert tokenizer is not None
+    folders = [adapter(tmp_path / "one", 1), adapter(tmp_path / "two", 2)]
+    path = tmp_path / "prompt.safetensors"
+    answers = {answer(model, "the fox")}
+    for chosen in (folders[:1], folders):
+        expected = generate(
+            load_adapters(loaded, chosen), tokenizer, [{"role": "user", "content": "the fox"}], max_tokens=12
+        )
+        command = ("--model", model, "-m", 12, "--adapter-path", *chosen)
+        assert ferrum("generate", *command, "-p", "the fox") == expected + "\n"
+        assert ferrum("chat", *command, stdin="the fox") == expected + "\n"
+        answers.add(expected)
+    assert len(answers) == 3
+    prints = {fingerprint(load_adapters(loaded, folders[0], [factor])) for factor in (0.5, 1.0)}
+    assert len(prints) == 2
+    ferrum("generate", "--model", model, "-p", "a", "-m", 1, "--prompt-cache-file", path)
+    command = ("--model", model, "-p", "a", "--prompt-cache-file", path)
+    assert "made with another model" in ferrum.fails("generate", *command, "--adapter-path", folders[0])
+    assert "adapter_config.json" in ferrum.fails("generate", "--model", model, "-p", "a", "--adapter-path", tmp_path)
 
 
 def test_dtypes_and_devices(ferrum: Shell, model: Path) -> None:
