@@ -119,32 +119,55 @@ class CausalLM(Module):
     lm_head: Linear | None = None
     logits_softcap: float | None = None
 
-    def __call__(self, ids: Tensor, *, lengths: Sequence[int] | None = None, cache: ModelCache | None = None) -> Tensor:
+    def __call__(
+        self,
+        ids: Tensor,
+        *,
+        lengths: Sequence[int] | None = None,
+        mask: Tensor | None = None,
+        cache: ModelCache | None = None,
+    ) -> Tensor:
         """The logits [B, T, V] of token *ids* [B, T], in float32 (float64 for float64).
+
+        Rows of unequal lengths are padded on the right, and *lengths* says how far, or on either side, and *mask* says
+        where. Padding is not computed: it may be any integers, changes nothing, goes into no cache and has logits of 0.
+        Positions count from the first token of a row that is none.
 
         Args:
             ids: a sequence in each row; with a cache, what follows the tokens that it holds.
-            lengths: how many tokens of each row count, from its beginning; the logits of the others are 0.
+            lengths: how many tokens of each row count, from its beginning.
+            mask: [B, T], boolean or integers: True or 1 for tokens, False or 0 for padding to the left or the right of
+                them. It is read on the host.
             cache: of B sequences; it then holds these tokens too.
 
         Raises:
-            TypeError: if *ids* are not integers. ValueError: for other shapes, and sequences longer than the model's
-            positions or the cache. IndexError: for ids outside the vocabulary.
+            TypeError: if *ids* are not integers, or *mask* is neither these nor boolean. ValueError: for other shapes,
+            sequences longer than the model's positions or the cache, a mask with padding between tokens or other
+            numbers than 0 and 1, and both *lengths* and *mask*. IndexError: for ids outside the vocabulary.
         """
         if ids.ndim != 2:
             raise ValueError(f"ids must be [batch, tokens], got shape {ids.shape}; for one text write ids[None]")
         batch, width = ids.shape
-        given = (width,) * batch if lengths is None else tuple(lengths)
-        if len(given) != batch or any(not 0 <= n <= width for n in given):
-            raise ValueError(f"lengths must be {batch} numbers from 0 to {width}, got {given}")
+        if mask is None:
+            given = (width,) * batch if lengths is None else tuple(lengths)
+            if len(given) != batch or any(not 0 <= n <= width for n in given):
+                raise ValueError(f"lengths must be {batch} numbers from 0 to {width}, got {given}")
+            rows = [slice(0, n) for n in given]
+        elif lengths is not None:
+            raise ValueError("lengths and mask both say what is padding; give one of them")
+        else:
+            rows = _unmasked(mask, ids.shape)
+            given = tuple(row.stop - row.start for row in rows)
         whole = all(n == width for n in given)
-        flat = ids.reshape(batch * width) if whole else fa.concat([row[:n] for row, n in zip(ids, given, strict=True)])
+        flat = (
+            ids.reshape(batch * width) if whole else fa.concat([one[row] for one, row in zip(ids, rows, strict=True)])
+        )
         logits = self.logits(self.forward(flat, given, cache))
         if whole:
             return logits.reshape(batch, width, logits.shape[-1])
         padded = fa.zeros((batch, width, logits.shape[-1]), dtype=logits.dtype, device=logits.device)
-        for row, (start, n) in enumerate(zip(SequenceMeta.packed(given).cu_seqlens, given, strict=False)):
-            padded[row, :n] = logits[start : start + n]
+        for number, (start, row) in enumerate(zip(SequenceMeta.packed(given).cu_seqlens, rows, strict=False)):
+            padded[number, row] = logits[start : start + row.stop - row.start]
         return padded
 
     def forward(self, ids: Tensor, lengths: Sequence[int], cache: ModelCache | None = None) -> Tensor:
@@ -211,3 +234,22 @@ class CausalLM(Module):
         head = self.model.embed_tokens.as_linear if self.lm_head is None else self.lm_head
         y = head(x, dtype=fa.float64 if x.dtype is fa.float64 else fa.float32)
         return y if self.logits_softcap is None else softcap(y, self.logits_softcap)
+
+
+def _unmasked(mask: Tensor, shape: tuple[int, ...]) -> list[slice]:
+    """Where the tokens of each row stand."""
+    if mask.shape != shape:
+        raise ValueError(f"mask must have the shape of ids, {shape}, got {mask.shape}")
+    if not (mask.dtype is fa.bool or mask.dtype.is_integer):
+        raise TypeError(f"mask must be boolean or integers, got {mask.dtype}")
+    found = []
+    for number, row in enumerate(mask.tolist()):
+        marks = [int(one) for one in row]
+        count = sum(marks)
+        first = marks.index(1) if 1 in marks else 0
+        if marks != [0] * first + [1] * count + [0] * (len(marks) - first - count):
+            raise ValueError(
+                f"mask must be 1 for tokens that stand together and 0 beside them, but row {number} is {row}"
+            )
+        found.append(slice(first, first + count))
+    return found

@@ -70,16 +70,14 @@ def ours(folder: Path, device: fa.Device, **changes: Any) -> CausalLM:
     return found.load(weights, found.config(settings))
 
 
-def logits_of(peer: Any, ids: Array, lengths: list[int] | None = None) -> Array:
-    """The logits [B, T, V] that transformers computes."""
+def logits_of(peer: Any, ids: Array, mask: Array | None = None) -> Array:
+    """The logits [B, T, V] that transformers computes, where the *mask* is 1."""
     import torch
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        mask = None
-        if lengths is not None:
-            mask = torch.tensor([[int(t < n) for t in range(ids.shape[1])] for n in lengths])
-        found: Array = peer(torch.tensor(ids), attention_mask=mask).logits.float().numpy()
+        seen = None if mask is None else torch.tensor(mask)
+        found: Array = peer(torch.tensor(ids), attention_mask=seen).logits.float().numpy()
     return found
 
 

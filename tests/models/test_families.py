@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ferrum_array as fa
+from ferrum_models import random_model
 from tests.models import parity
 
 MOE = {"num_experts_per_tok": 2, "num_local_experts": 5}
@@ -123,3 +124,55 @@ def test_caches_chunks_and_unequal_lengths(pair: tuple[Path, Any], device: fa.De
     for row, n in enumerate(lengths):
         error = np.max(np.abs(found[row, :n] - expected[row, :n])) / np.max(np.abs(expected))
         assert error < 1e-4, f"sequence {row}: {error}"
+
+
+@pytest.mark.parametrize("side", ["left", "right", "both"])
+def test_padded_batches(pair: tuple[Path, Any], device: fa.Device, side: str) -> None:
+    """Masked as transformers masks them; what stands in the padding is of no account, and a cache never sees it."""
+    folder, peer = pair
+    model = parity.ours(folder, device)
+    width, lengths = 14, [14, 9, 1, 12]
+    places = np.arange(width)
+    starts = [{"left": width - n, "right": 0, "both": (width - n) // 2}[side] for n in lengths]
+    mask = np.stack([(places >= start) & (places < start + n) for start, n in zip(starts, lengths, strict=True)])
+    ids = np.random.default_rng(2).integers(0, 61, mask.shape)
+    expected = np.where(mask[..., None], parity.logits_of(peer, ids, mask.astype(np.int64)), 0.0)
+    cache = model.make_cache(4, 20)
+    for marks in (mask, mask.astype(np.int32)):
+        found = model(fa.asarray(np.where(mask, ids, -7), device=device), mask=fa.asarray(marks, device=device))
+        assert parity.distance(found, expected) < 1e-4
+        assert not np.any(found.numpy()[~mask])
+    found = model(fa.asarray(ids, device=device), mask=fa.asarray(mask, device=device), cache=cache)
+    assert parity.distance(found, expected) < 1e-4
+    assert cache.lengths == lengths
+    # and a token more of each row
+    rows = [np.append(row[one], 7) for row, one in zip(ids, mask, strict=True)]
+    more = model(fa.asarray([[7]] * 4, device=device), cache=cache)
+    for row, one in enumerate(rows):
+        last = parity.logits_of(peer, one[None])[:, -1:]
+        assert parity.distance(more[row : row + 1], last) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("mask", "options", "error", "message"),
+    [
+        ([[1, 0, 1]], {}, ValueError, "stand together and 0 beside them, but row 0 is"),
+        ([[0, 1, 2]], {}, ValueError, "stand together and 0 beside them"),
+        ([[0, 1, -1]], {}, ValueError, "stand together and 0 beside them"),
+        ([[1, 1]], {}, ValueError, r"mask must have the shape of ids, \(1, 3\), got \(1, 2\)"),
+        ([[1.0, 1.0, 1.0]], {}, TypeError, "mask must be boolean or integers, got float32"),
+        ([[1, 1, 1]], {"lengths": [3]}, ValueError, "lengths and mask both say"),
+    ],
+)
+def test_masks_that_are_refused(mask: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    model = random_model({"model_type": "llama", **parity.TINY})
+    with pytest.raises(error, match=message):
+        model(fa.asarray([[1, 2, 3]]), mask=fa.asarray(mask), **options)
+
+
+def test_rows_of_nothing_but_padding() -> None:
+    model = random_model({"model_type": "llama", **parity.TINY})
+    ids = fa.asarray([[1, 2, 3], [4, 5, 6]])
+    found = model(ids, mask=fa.asarray([[False, True, True], [False, False, False]])).numpy()
+    np.testing.assert_allclose(found[0, 1:], model(ids[:1, 1:]).numpy()[0], rtol=1e-4, atol=1e-6)
+    assert not np.any(found[1])
