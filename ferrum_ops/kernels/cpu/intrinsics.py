@@ -17,7 +17,7 @@ from numba.core import cgutils as untyped
 
 from ferrum_ops.kernels.cpu.jit import intrinsic
 
-__all__ = ["exp", "exp_below", "get", "get_int", "put", "widen", "write_exp", "write_exp_below"]
+__all__ = ["exp", "exp_below", "get", "get_bits", "get_int", "put", "widen", "write_exp", "write_exp_below"]
 
 types: Any = untyped_types  # numba's types are of some versions and incomplete
 cgutils: Any = untyped
@@ -109,6 +109,18 @@ def put(_typing: Any, array: Any, _index: Any, _value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp, types.float32), generate
+
+
+@intrinsic
+def get_bits(_typing: Any, array: Any, _index: Any, _shift: Any, _mask: Any) -> Any:
+    """Some bits of the uint8 at a place, ``(byte >> shift) & mask``, as the number that they are in float32."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        byte = builder.zext(builder.load(_place(context, builder, array, *args[:2])), _I32)
+        moved = builder.lshr(byte, builder.trunc(args[2], _I32))
+        return builder.uitofp(builder.and_(moved, builder.trunc(args[3], _I32)), _F32)
+
+    return types.float32(array, types.intp, types.intp, types.intp), generate
 
 
 @intrinsic
