@@ -14,7 +14,7 @@ __all__ = ["Settings"]
 _T = TypeVar("_T")
 _MISSING: Any = object()
 #: what models that also see or hear say of all their parts
-_OUTER = ("dtype", "torch_dtype", "quantization", "quantization_config")
+_OUTER = ("dtype", "torch_dtype", "eos_token_id", "quantization", "quantization_config", "tie_word_embeddings")
 
 
 class Settings:

@@ -23,9 +23,10 @@ LinearFormat = Callable[["Weights", tuple[int, ...]], Tensor | QuantTensor | Non
 
 @dataclass
 class _Shared:
-    """What all parts of the weights have in common."""
+    """What all parts of the weights have in common; *names* are those of the tensors, without what says whose part."""
 
     tensors: Mapping[str, Tensor]
+    names: Mapping[str, str]
     source: str
     device: Device | None
     dtype: Dtype | None
@@ -42,12 +43,18 @@ class Weights:
     tensor are in memory. A missing tensor does not stop the loading: a placeholder takes its place, so that one error
     lists everything that does not fit.
 
+    Models that also see or hear keep the part that reads text under ``language_model`` or ``model.language_model``;
+    that is left out of the names here.
+
     Args:
         tensors: the tensors by name, such as an open safetensors file.
         source: what errors call them.
         device: where they shall lie; where they are, if absent.
         dtype: of floating tensors; as stored, if absent.
         formats: readers of matrices that are not stored as a dense ``weight``; the first that finds its own reads.
+
+    Raises:
+        ValueError: if two tensors have one name then.
 
     Examples:
         >>> import ferrum_array as fa
@@ -71,7 +78,12 @@ class Weights:
         dtype: Dtype | None = None,
         formats: Sequence[LinearFormat] = (),
     ) -> None:
-        self._shared = _Shared(tensors, source, device, dtype, tuple(formats))
+        names: dict[str, str] = {}
+        for name in tensors:
+            other = names.setdefault(_in_text(name), name)
+            if other != name:
+                raise ValueError(f"{source}: {other} and {name} are one tensor of one language model, stored twice")
+        self._shared = _Shared(tensors, names, source, device, dtype, tuple(formats))
         self._prefix = ""
 
     @classmethod
@@ -93,12 +105,12 @@ class Weights:
         return cls(fa.io.open_safetensors(path), str(path), device=where, dtype=wanted, formats=formats)
 
     def __contains__(self, name: str) -> bool:
-        return self._prefix + name in self._shared.tensors
+        return self._prefix + name in self._shared.names
 
     @property
     def names(self) -> Collection[str]:
         """The names of all tensors, of all parts together."""
-        return self._shared.tensors.keys()
+        return self._shared.names.keys()
 
     def tell(self, function: Callable[[int], None]) -> None:
         """Call *function* with the number of tensors just read, from now on."""
@@ -146,14 +158,14 @@ class Weights:
         With *codes* floats of 8 bits, for which there is no dtype, come as their bits, uint8.
         """
         shared, full = self._shared, self._prefix + name
-        if full not in shared.tensors:
+        if full not in shared.names:
             self.problem(name, "is missing" + ("" if shape is None else f", expected shape {shape}"))
             return None
         if full not in shared.taken:
             shared.taken.add(full)
             shared.tell(1)
-        tensors = shared.tensors
-        found = tensors.load(full, codes=True) if codes and isinstance(tensors, SafetensorsFile) else tensors[full]
+        tensors, stored = shared.tensors, shared.names[full]
+        found = tensors.load(stored, codes=True) if codes and isinstance(tensors, SafetensorsFile) else tensors[stored]
         if shape is not None and found.shape != shape:
             self.problem(name, f"has shape {found.shape}, expected {shape}")
             return None
@@ -271,10 +283,17 @@ class Weights:
         shared = self._shared
         problems = list(shared.problems)
         if ignore is not None:
-            rest = [name for name in shared.tensors if name not in shared.taken and not ignore(name)]
-            problems += [f"{name} is not known" for name in rest]
+            rest = [name for name in shared.names if name not in shared.taken and not ignore(name)]
+            problems += [f"{shared.names[name]} is not known" for name in rest]
         if problems:
             raise ValueError(f"{shared.source} does not fit its config: {'; '.join(problems)}")
+
+
+def _in_text(name: str) -> str:
+    """The name of a tensor in the part of the model that reads text."""
+    if name.startswith("model.language_model."):
+        return "model." + name.removeprefix("model.language_model.")
+    return name.removeprefix("language_model.")
 
 
 class RandomWeights(Weights):

@@ -13,6 +13,19 @@ from ferrum_models.weights import Weights
 
 __all__ = ["Gemma3Config", "load"]
 
+#: what published configs of models that also see leave out
+_USUAL = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "max_position_embeddings": 131072,
+    "num_attention_heads": 8,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 4,
+    "vocab_size": 262208,
+}
+#: where models that also see keep what they see with
+_SEEING = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+
 
 @dataclass(frozen=True)
 class Gemma3Config(DecoderConfig):
@@ -31,6 +44,8 @@ class Gemma3Config(DecoderConfig):
             ValueError: for an entry that is missing, wrong or not implemented.
         """
         settings.refuse("use_bidirectional_attention")
+        given = {key: value for key, value in settings.values.items() if value is not None}
+        settings = Settings({**_USUAL, **given}, settings.source)
         size = settings.integer("head_dim", default=256)
         pattern = settings.integer("sliding_window_pattern", "_sliding_window_pattern", default=6)
         local = settings.number("rope_local_base_freq", default=10000.0)
@@ -60,7 +75,7 @@ class Gemma3Config(DecoderConfig):
 
 
 def load(weights: Weights, config: Gemma3Config) -> CausalLM:
-    """The model with these weights; those of a model that also sees lie under ``language_model``.
+    """The model with these weights; of a model that also sees the part that reads text, and no more.
 
     Raises:
         ValueError: listing all tensors that do not fit.
@@ -83,4 +98,5 @@ def load(weights: Weights, config: Gemma3Config) -> CausalLM:
         sandwich=True,
         embed_scale=math.sqrt(c.hidden_size),
         logits_softcap=c.final_logit_softcapping,
+        beside=lambda name: name.startswith(_SEEING),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,10 @@ import numpy as np
 import pytest
 
 import ferrum_array as fa
-from ferrum_models import random_model
+from ferrum_models import load, random_model
+from ferrum_models.config import Settings
+from ferrum_models.families import family
+from ferrum_ops import LinearScaling
 from tests.models import parity
 
 MOE = {"num_experts_per_tok": 2, "num_local_experts": 5}
@@ -176,3 +181,88 @@ def test_rows_of_nothing_but_padding() -> None:
     found = model(ids, mask=fa.asarray([[False, True, True], [False, False, False]])).numpy()
     np.testing.assert_allclose(found[0, 1:], model(ids[:1, 1:]).numpy()[0], rtol=1e-4, atol=1e-6)
     assert not np.any(found[1])
+
+
+# Gemma 3 that also sees.
+
+
+@pytest.fixture(scope="module")
+def seeing(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """A model of transformers that also sees, and what it says of texts."""
+    import torch
+
+    folder = tmp_path_factory.mktemp("seeing")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other people's libraries
+        import transformers
+
+        text = {**parity.TINY, "sliding_window": 5, "pad_token_id": 0}
+        seen = {"hidden_size": 16, "intermediate_size": 20, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config = transformers.Gemma3Config(
+            text_config=text,
+            vision_config={**seen, "image_size": 28, "patch_size": 14},
+            mm_tokens_per_image=4,
+            image_token_index=60,
+        )
+        torch.manual_seed(0)
+        model = transformers.Gemma3ForConditionalGeneration(config).eval()
+        with torch.no_grad():
+            for value in model.model.language_model.parameters():
+                torch.nn.init.normal_(value, std=0.3)
+        model.save_pretrained(folder)
+    return folder, model
+
+
+@pytest.mark.parametrize("layout", ["language_model.model.", "model.language_model.", "model."])
+def test_the_part_that_reads_text(seeing: tuple[Path, Any], tmp_path: Path, layout: str, device: fa.Device) -> None:
+    folder, peer = seeing
+    shutil.copyfile(folder / "config.json", tmp_path / "config.json")
+    with fa.io.open_safetensors(folder / "model.safetensors") as file:
+        tensors = {name.replace("language_model.model.", layout): one for name, one in file.items()}
+    assert sum(name.startswith(layout) for name in tensors) > 20
+    assert any(name.startswith("vision_tower.") for name in tensors)
+    fa.io.save_safetensors(tensors, tmp_path / "model.safetensors")
+    ids = np.random.default_rng(0).integers(0, 60, (2, 11))
+    model, _ = load(tmp_path, device=device)
+    assert parity.distance(model(fa.asarray(ids, device=device)), parity.logits_of(peer, ids)) < 1e-4
+    assert not any("vision" in name for name, _ in model.named_parameters())
+
+
+def test_other_tensors_are_not_ignored(seeing: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, _ = seeing
+    shutil.copyfile(folder / "config.json", tmp_path / "config.json")
+    with fa.io.open_safetensors(folder / "model.safetensors") as file:
+        tensors = dict(file)
+    norm = "language_model.model.norm.weight"
+    for name, message in (
+        ("language_model.model.norm.bias", r"language_model\.model\.norm\.bias is not known"),
+        ("audio_tower.weight", r"audio_tower\.weight is not known"),
+        ("model.norm.weight", "are one tensor of one language model, stored twice"),
+    ):
+        fa.io.save_safetensors({**tensors, name: tensors[norm]}, tmp_path / "model.safetensors")
+        with pytest.raises(ValueError, match=message):
+            load(tmp_path)
+
+
+def test_what_published_configs_leave_out() -> None:
+    """The config of the model of 4 billion parameters says little of its text part."""
+    text = {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    }
+    settings = Settings({"model_type": "gemma3", "eos_token_id": [1, 106], "text_config": text})
+    config = family(settings).config(settings)
+    import transformers
+
+    peer = transformers.Gemma3TextConfig(**text)
+    for name in ("vocab_size", "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"):
+        assert getattr(config, name) == getattr(peer, name)
+    assert list(config.layer_types) == peer.layer_types
+    assert config.eos_token_ids == (1, 106)
+    assert config.tie_word_embeddings
+    assert config.rotary["full_attention"].scaling == LinearScaling(8.0)
+    assert config.rotary["sliding_attention"].scaling is None
