@@ -84,3 +84,16 @@ def logits_of(peer: Any, ids: Array, mask: Array | None = None) -> Array:
 def distance(actual: fa.Tensor, expected: Array) -> float:
     """The largest difference relative to the largest logit."""
     return float(np.max(np.abs(actual.numpy() - expected)) / np.max(np.abs(expected)))
+
+
+def greedy_of(peer: Any, prompt: list[int], tokens: int) -> list[int]:
+    """The likeliest tokens after a prompt, one after the other, as transformers generates them."""
+    import torch
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other people's libraries
+        ids = torch.tensor([prompt])
+        peer.generation_config.eos_token_id = None
+        out = peer.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
+    found: list[int] = out[0, len(prompt) :].tolist()
+    return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -42,19 +41,8 @@ def tokenizer(pair: tuple[Path, Any]) -> Tokenizer:
     return Tokenizer.load(pair[0])
 
 
-def greedy(peer: Any, tokens: int) -> list[int]:
-    import torch
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other people's libraries
-        ids = torch.tensor([PROMPT])
-        out = peer.generate(ids, attention_mask=ids * 0 + 1, max_new_tokens=tokens, do_sample=False, pad_token_id=0)
-    found: list[int] = out[0, len(PROMPT) :].tolist()
-    return found
-
-
 def test_greedy_tokens_are_those_of_transformers(pair: tuple[Path, Any], model: CausalLM) -> None:
-    expected = greedy(pair[1], 40)
+    expected = parity.greedy_of(pair[1], PROMPT, 40)
     assert list(generate_ids(model, PROMPT, max_new_tokens=40)) == expected
 
 
