@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["integer", "number", "read_json"]
+__all__ = ["integer", "number", "read_json", "write_json"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -23,6 +23,15 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
     return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object to the file *path*.
+
+    Raises:
+        OSError: if writing fails.
+    """
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -16,7 +16,9 @@ from ferrum_models.families import family
 from ferrum_models.files import read_json
 from ferrum_models.formats import formats
 from ferrum_models.formats.mlx_names import as_checkpoint
-from ferrum_models.gguf.loading import find_gguf, load_gguf
+from ferrum_models.gguf.loading import find_gguf, open_gguf
+from ferrum_models.gguf.reader import GgufFile
+from ferrum_models.gguf.vocabulary import tokenizer as gguf_tokenizer
 from ferrum_models.progress import Progress, progressing
 from ferrum_models.tokenizing import Tokenizer
 from ferrum_models.weights import RandomWeights, Weights
@@ -66,23 +68,18 @@ def load(
         ...
         FileNotFoundError: there is no model folder nowhere
     """
-    folder = Path(path)
-    single = find_gguf(folder)
-    if single is None and not folder.is_dir():
-        raise FileNotFoundError(f"there is no model folder {folder}")
-    where, wanted = _place(device, dtype)
-    if single is not None:
-        return load_gguf(single, where, wanted, progress)
-    source = opened(folder, where, wanted)
+    source = opened(Path(path), device, dtype)
     found = family(source.settings)
     config = found.config(source.settings)
     with progressing(progress, len(source.weights.names), "tensor") as advance:
         source.weights.tell(advance)
         model = found.load(source.weights, config)
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    if source.gguf is not None:
+        source.gguf.release()
+    tokenizer = source.tokenizer()
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"{folder}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "
+            f"{path}: the tokenizer has ids up to {tokenizer.vocab_size - 1}, "
             f"but config.json says vocab_size {config.vocab_size}"
         )
     return model, tokenizer
@@ -90,26 +87,38 @@ def load(
 
 @dataclass(frozen=True)
 class Opened:
-    """A model folder of which nothing but its config and the headers of its files has been read.
+    """A model of which nothing but its config and the headers of its files has been read.
 
     Attributes:
-        folder: where it lies.
+        path: the folder, or a GGUF file.
         settings: its config.
         weights: its tensors, on the device and in the dtype that were asked for.
         dtype: the one to which floating tensors are converted; None where they stay as stored.
+        gguf: the file, where it is one.
     """
 
-    folder: Path
+    path: Path
     settings: Settings
     weights: Weights
     dtype: Dtype | None
+    gguf: GgufFile | None = None
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, or None where there is none."""
+        if self.gguf is not None:
+            return gguf_tokenizer(self.gguf, self.settings.integer("vocab_size"))
+        return Tokenizer.load(self.path) if (self.path / "tokenizer.json").is_file() else None
 
 
 def opened(folder: Path, device: Device | str | None = None, dtype: Dtype | str | None = None) -> Opened:
-    """The model folder *folder*, opened; for the arguments and errors see :func:`load`."""
-    if not folder.is_dir():
+    """The model in *folder*, or in a GGUF file, opened; for the arguments and errors see :func:`load`."""
+    single = find_gguf(folder)
+    if single is None and not folder.is_dir():
         raise FileNotFoundError(f"there is no model folder {folder}")
     where, wanted = _place(device, dtype)
+    if single is not None:
+        file, settings, weights, wanted = open_gguf(single, where, wanted)
+        return Opened(single, settings, weights, wanted, file)
     settings = Settings.load(_file(folder, "config.json"))
     readers = formats(settings)
     if readers and wanted is None:  # scales, norms and embeddings may be stored in several

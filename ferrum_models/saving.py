@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -11,12 +10,12 @@ from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
+from ferrum_models.files import write_json
 from ferrum_models.formats import own
 from ferrum_models.formats.reading import Kept
 from ferrum_models.layers import Parameter
@@ -113,7 +112,7 @@ def convert(
     max_shard_bytes: int = _SHARD,
     progress: Progress = None,
 ) -> None:
-    """The model of the folder *source* in a new folder *target*, in fewer bits or in another dtype.
+    """The model of *source*, and its tokenizer, in a new folder *target*, in fewer bits or in another dtype.
 
     Tensors are read, converted and written one by one, so that no more than *max_shard_bytes* and a tensor are in
     memory. What is quantised are the matrices of linear layers, of experts and of embeddings; norms, biases, routers
@@ -121,7 +120,7 @@ def convert(
     otherwise.
 
     Args:
-        source: a model folder that ``load`` reads.
+        source: a model folder or GGUF file that ``load`` reads.
         target: which must not exist, or be empty.
         quantize: a scheme or its name, such as ``int8``, ``int4-g64``, ``q8_0``, ``mxfp4``, ``fp8_e4m3``; ``int4`` is
             short for ``int4-g32``. Nothing is quantised if absent.
@@ -163,7 +162,7 @@ def convert(
         found.weights.check(ignore=plan.ignored)
         writer.close()
         _write_config(partial, found.settings, found.dtype or found.settings.dtype() or writer.dtype, writer.schemes)
-        _copy(found.folder, partial)
+        _tokenizer(found, partial)
 
 
 def _goals(pieces: Sequence[Piece], scheme: Scheme | None, kept: Kept) -> dict[str, Scheme | None]:
@@ -266,7 +265,7 @@ class _Writer:
             os.rename(self.folder / f"part-{number}.safetensors", self.folder / final)
             where |= dict.fromkeys(names, final)
         index = {"metadata": {"total_size": self._total}, "weight_map": where}
-        _write_json(self.folder / "model.safetensors.index.json", index)
+        write_json(self.folder / "model.safetensors.index.json", index)
 
 
 @contextmanager
@@ -297,11 +296,15 @@ def _write_config(folder: Path, settings: Settings, dtype: Dtype, schemes: dict[
     config["dtype"] = dtype.standard_name
     if schemes:
         config["quantization_config"] = own.described({p: s for p, s in schemes.items() if s is not None})
-    _write_json(folder / "config.json", config)
+    write_json(folder / "config.json", config)
 
 
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+def _tokenizer(found: Opened, target: Path) -> None:
+    """Put the tokenizer of what was converted into the new folder: as it is, or made of a GGUF file's vocabulary."""
+    if found.gguf is None:
+        _copy(found.path, target)
+    elif (tokenizer := found.tokenizer()) is not None:
+        tokenizer.save(target)
 
 
 def _folder(path: str | PathLike[str]) -> Path:

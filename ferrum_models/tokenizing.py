@@ -9,7 +9,7 @@ from typing import Any
 from ferrum_models.chat import ChatTemplate, Message
 from ferrum_models.config import Settings
 from ferrum_models.detokenizing import StreamingDetokenizer
-from ferrum_models.files import read_json
+from ferrum_models.files import read_json, write_json
 
 __all__ = ["TextTokenizer", "Tokenizer"]
 
@@ -121,6 +121,20 @@ class Tokenizer:
             return cls(library, special, source, ends)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
+
+    def save(self, folder: Path) -> None:
+        """Write the tokenizer to *folder*, from which :meth:`load` reads it: ``tokenizer.json``,
+        ``tokenizer_config.json``, and where they say something, ``chat_template.jinja`` and ``generation_config.json``.
+
+        Raises:
+            OSError: if writing fails.
+        """
+        (folder / "tokenizer.json").write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        write_json(folder / "tokenizer_config.json", self.special)
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template.source, encoding="utf-8")
+        if self._ends:
+            write_json(folder / "generation_config.json", {"eos_token_id": list(self._ends)})
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of *text*; with *add_special_tokens* also those that the model expects around it.

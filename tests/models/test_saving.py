@@ -15,12 +15,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from ferrum_models import convert, load, random_model, save_model
+from ferrum_models import Tokenizer, convert, load, random_model, save_model
 from ferrum_models.causal import CausalLM
 from ferrum_models.families import FAMILIES
 from ferrum_ops import QuantTensor, dequantize, quantize
-from tests.models import parity
+from tests.models import gguf_models, parity
 from tests.models.checkpoints import IDS
+from tests.models.test_gguf_vocabulary import bytes_vocabulary
 from tests.models.test_tokenizing import write as write_tokenizer
 
 SMALL: dict[str, Any] = {
@@ -338,3 +339,59 @@ def test_models_that_are_not_those_of_their_config(tmp_path: Path) -> None:
     other = dataclasses.replace(model, lm_head=None)
     with pytest.raises(ValueError, match=r"does not fit its config: lm_head\.weight is missing"):
         save_model(other, tmp_path / "saved")
+
+
+# GGUF files.
+
+
+@pytest.mark.parametrize(
+    ("case", "kind"),
+    [("llama", "Q8_0"), ("llama", "F16"), ("qwen3moe", "Q8_0"), ("mixtral", "Q4_0"), ("gpt-oss", "Q5_1")],
+)
+def test_gguf_files_are_converted(case: str, kind: str, tmp_path: Path) -> None:
+    """As they are: blocks stay blocks, also those of experts, which the file has in stacks."""
+    peer = gguf_models.make(case, tmp_path / "made")
+    gguf_models.write(peer, case, tmp_path / "model.gguf", kind)
+    convert(tmp_path / "model.gguf", tmp_path / "same")
+    expected, back = load(tmp_path / "model.gguf")[0], load(tmp_path / "same")[0]
+    assert parity.distance(back(fa.asarray(IDS)), expected(fa.asarray(IDS)).numpy()) < 1e-5
+    found = [{getattr(x, "scheme", None) for _, x in model.named_parameters()} for model in (expected, back)]
+    assert found[0] == found[1]
+    convert(tmp_path / "model.gguf", tmp_path / "int8", quantize="int8", dtype="f32")
+    model = load(tmp_path / "int8")[0]
+    assert {x.scheme.name for _, x in model.named_parameters() if isinstance(x, QuantTensor)} == {"int8"}
+    assert parity.distance(model(fa.asarray(IDS)), expected(fa.asarray(IDS)).numpy()) < 0.2
+
+
+def test_vocabularies_become_tokenizers(tmp_path: Path) -> None:
+    peer = gguf_models.make("llama", tmp_path, vocab_size=400)
+    template = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    entries = {**bytes_vocabulary(), "tokenizer.chat_template": template}
+    gguf_models.write(peer, "llama", tmp_path / "model.gguf", **entries)
+    convert(tmp_path / "model.gguf", tmp_path / "folder")
+    (before, after) = (load(tmp_path / name)[1] for name in ("model.gguf", "folder"))
+    assert before is not None
+    assert after is not None
+    for text in ("the quick brown fox", "12345 <x>", "Zo\u00eb"):
+        assert after.encode(text) == before.encode(text)
+        assert after.decode(after.encode(text)) == before.decode(before.encode(text))
+    chat = [{"role": "user", "content": "hello"}]
+    assert after.apply_chat_template(chat) == before.apply_chat_template(chat)
+    assert after.eos_ids == before.eos_ids
+
+
+def test_tokenizers_come_back(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    write_tokenizer(tmp_path / "a")
+    tokenizer = Tokenizer.load(tmp_path / "a")
+    template = "{% for m in messages %}{{ m.content }}\u00e9{% endfor %}"
+    special = {"eos_token": tokenizer.decode([3], skip_special_tokens=False)}
+    made = Tokenizer(tokenizer._tokenizer, special, template, ends=(3, 5))
+    made.save(tmp_path / "b")
+    back = Tokenizer.load(tmp_path / "b")
+    texts = ["the fox", "Zo\u00eb \U0001f98a!", ""]
+    assert [back.encode(text) for text in texts] == [made.encode(text) for text in texts]
+    assert (back.special, back.eos_ids, back.vocab_size) == (made.special, made.eos_ids, made.vocab_size)
+    assert back.chat_template is not None
+    assert back.chat_template.source == template
