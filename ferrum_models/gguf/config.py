@@ -62,13 +62,10 @@ def architecture(file: GgufFile) -> str:
     """The architecture that *file* names.
 
     Raises:
-        ValueError: for another one than those that are known, which it lists, and for a file that is only a part.
+        ValueError: for another one than those that are known, which it lists, and for a file that is no model.
     """
     general = Settings(file.entries, str(file.path))
     general.choice("general.type", known={"model": "model"}, default="model")
-    parts = general.integer("split.count", default=1, least=0)
-    if parts > 1:
-        raise ValueError(f"{file.path} is one of {parts} parts of a model; merge them into one file")
     return general.choice("general.architecture", known={one: one for one in ARCHITECTURES})
 
 
