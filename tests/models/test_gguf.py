@@ -237,6 +237,56 @@ def test_tensors_that_nobody_needs(tmp_path: Path) -> None:
     assert parity.distance(model(fa.asarray(IDS)), parity.logits_of(peer, IDS)) < 1e-4
 
 
+# Models in several files.
+
+
+def split(path: Path, folder: Path, count: int = 3, numbers: list[int] | None = None) -> list[Path]:
+    """The file as *count* files, which say that they have these *numbers*."""
+    file = gguf.GGUFReader(path)
+    parts = []
+    for number in range(count):
+        parts.append(folder / f"model-{number + 1:05}-of-{count:05}.gguf")
+        writer = gguf.GGUFWriter(parts[-1], "llama")
+        writer.add_uint16("split.no", (numbers or range(count))[number])
+        writer.add_uint16("split.count", count)
+        for key, field in file.fields.items() if number == 0 else ():
+            if not key.startswith("GGUF.") and key != "general.architecture":
+                writer.add_key_value(key, field.contents(), field.types[0])
+        for tensor in file.tensors[number::count]:
+            writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return parts
+
+
+def test_several_files_are_one_model(small: tuple[Path, Any], tmp_path: Path) -> None:
+    parts = split(small[0], tmp_path)
+    expected = parity.logits_of(small[1], IDS)
+    for path in (parts[0], tmp_path):
+        assert parity.distance(load(path)[0](fa.asarray(IDS)), expected) < 1e-4
+    with pytest.raises(ValueError, match=r"one of 3 files of a model; give the first, .* in -00001-of-00003\.gguf"):
+        load(parts[1])
+    for part in parts[1:]:
+        part.rename(part.with_suffix(".old"))
+    with pytest.raises(FileNotFoundError, match=r"model-00002-of-00003\.gguf, model-00003-of-00003\.gguf"):
+        load(tmp_path)
+
+
+def test_files_that_do_not_belong_together(small: tuple[Path, Any], tmp_path: Path) -> None:
+    parts = split(small[0], tmp_path, numbers=[0, 2, 1])
+    with pytest.raises(ValueError, match=r"model-00002-of-00003\.gguf says that it is another part than 2 of 3"):
+        load(parts[0])
+    parts = split(small[0], tmp_path)
+    names = [list(GgufFile(part).tensors) for part in parts[:2]]
+    name, other = next((one.encode(), two.encode()) for one in names[0] for two in names[1] if len(one) == len(two))
+    data = parts[1].read_bytes()
+    parts[1].write_bytes(data.replace(other, name))
+    with pytest.raises(ValueError, match=rf"tensor '{name.decode()}' is in another part too"):
+        load(parts[0])
+
+
 # What is refused.
 
 
@@ -270,7 +320,7 @@ def test_unknown_architectures_list_the_known(tmp_path: Path) -> None:
         ("llama", {"own__logit_scale": 2.0}, "logit_scale is 2.0, which is not implemented"),
         ("llama", {"own__attention__causal": False, "own__expert_shared_count": 2}, "expert_shared_count is 2"),
         ("llama", {"own__vocab_size": 62, "general__type": "adapter"}, r"general\.type must be one of model"),
-        ("llama", {"split__count": 3}, "is one of 3 parts of a model"),
+        ("llama", {"split__count": 3}, r"is one of 3 files of a model; give the first, .* in -00001-of-00003\.gguf"),
         ("mixtral", {"own__expert_count": 2**31}, "expert_count is 2147483648; at most 65536"),
         ("mixtral", {"own__expert_count": 4}, r"experts\.w1\.weight has shape \(3, 96, 64\), expected \(4, "),
         ("qwen3moe", {"own__expert_gating_func": 2}, "expert_gating_func is 2, which is not implemented"),
