@@ -138,6 +138,14 @@ def test_tensors_as_the_package_writes_them(tmp_path: Path, alignment: int) -> N
             np.testing.assert_array_equal(one.astype("f32").numpy(), gguf.dequantize(raw, kind))
 
 
+def test_data_begin_at_the_next_multiple(tmp_path: Path) -> None:
+    """Whatever the length of what is before; that of one of these is a multiple itself."""
+    for length in range(1, 33):
+        entries, data = [entry("k" * length, 0, b"\1")], np.arange(4, dtype=np.float32).tobytes()
+        found = GgufFile(file(tmp_path / "a.gguf", entries, [tensor("x", (4,), 0, 0)], data))
+        assert found.raw("x").tolist() == [0, 1, 2, 3]
+
+
 def test_what_is_written_does_not_reach_the_file(tmp_path: Path) -> None:
     path = file(tmp_path / "a.gguf", [], [tensor("x", (4,), 0, 0)], np.arange(4, dtype=np.float32).tobytes())
     found = GgufFile(path)
