@@ -18,6 +18,7 @@ from ferrum_array import Dtype
 from ferrum_models import demo
 from ferrum_models.commands import bench, chat, convert, generate
 from ferrum_models.commands.info import show_model
+from ferrum_models.commands.interrupts import Interrupts
 from ferrum_models.commands.options import add_place, check_dtype
 from ferrum_models.encoder import load_encoder
 
@@ -35,14 +36,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], None] = options.command
+    options.interrupts = interrupts = Interrupts()
     try:
-        command(options)
-        sys.stdout.flush()
+        with interrupts.noticed():
+            command(options)
+            sys.stdout.flush()
     except BrokenPipeError:
         # Python would complain when it flushes at exit: give it somewhere to write to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _UNREAD
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, RuntimeError):
+        if isinstance(sys.exception(), RuntimeError) and not interrupts.asked:
+            raise  # a mistake of ours; after an interrupt, a compiler that was broken off
         print("ferrum: interrupted", file=sys.stderr)
         return _INTERRUPTED
     except (OSError, ValueError, ImportError, MemoryError) as error:

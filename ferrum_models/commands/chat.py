@@ -87,13 +87,12 @@ class _Conversation:
             draft=self._draft,
         )
         pieces: list[Generated] = []
-        try:
-            for piece in stream:
-                print(piece.text, end="", flush=True)
-                pieces.append(piece)
-        except KeyboardInterrupt:
-            print(" ...", end="")
-        print(flush=True)
+        interrupts = self._options.interrupts
+        interrupts.wait()  # a compiler that is broken off may not work again
+        shared.show(stream, pieces, interrupts)
+        print(" ..." if interrupts.asked else "", flush=True)
+        interrupts.asked = False
+        interrupts.hurry()
         answer = "".join(piece.text for piece in pieces)
         if self._plain:
             said[-1]["content"] += "\n"

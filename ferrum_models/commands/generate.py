@@ -81,19 +81,16 @@ def _generate(options: argparse.Namespace) -> None:
         draft=draft,
     )
     pieces: list[Generated] = []
-    interrupted = False
     try:
-        for piece in stream:
-            print(piece.text, end="", flush=True)
-            pieces.append(piece)
+        shared.show(stream, pieces, options.interrupts)
     except KeyboardInterrupt:
-        interrupted = True
+        options.interrupts.asked = True
     print(flush=True)
     if options.verbose:
         shared.statistics(pieces, sampling, drafts=draft is not None)
     if options.prompt_cache_file is not None and kept.ids:
         save_prompt_cache(options.prompt_cache_file, kept)
-    if interrupted:
+    if options.interrupts.asked:
         raise KeyboardInterrupt
 
 

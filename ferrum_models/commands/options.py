@@ -6,7 +6,7 @@ import argparse
 import json
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import ferrum_array as fa
 from ferrum_array import Device, Dtype
 from ferrum_models.adapters import load_adapters
 from ferrum_models.causal import CausalLM
+from ferrum_models.commands.interrupts import Interrupts
 from ferrum_models.generation import Draft, Generated, PromptCache, Sampling
 from ferrum_models.loading import load
 from ferrum_models.tokenizing import Tokenizer
@@ -32,6 +33,7 @@ __all__ = [
     "numbers",
     "positive",
     "rules",
+    "show",
     "statistics",
     "stop_ids",
 ]
@@ -184,6 +186,16 @@ def stop_ids(options: argparse.Namespace, model: CausalLM, tokenizer: Tokenizer)
     """
     extra = (tokenizer.token_id(one) for one in options.extra_eos_token)
     return frozenset((*model.config.eos_token_ids, *tokenizer.eos_ids, *extra))
+
+
+def show(stream: Iterator[Generated], pieces: list[Generated], interrupts: Interrupts) -> None:
+    """Print the text of *stream* as it comes, and collect its *pieces*, until it ends or there is an interrupt."""
+    for piece in stream:
+        interrupts.wait()  # a token takes no time, so the answer ends between two
+        print(piece.text, end="", flush=True)
+        pieces.append(piece)
+        if interrupts.asked:
+            return
 
 
 def statistics(pieces: Sequence[Generated], sampling: Sampling, *, drafts: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import io
 import json
 import re
@@ -363,8 +364,8 @@ def test_an_interrupt_in_this_process(ferrum: Shell, model: Path, monkeypatch: p
     assert ferrum.err.endswith("\nferrum: interrupted\n")
 
 
-def interrupted_after(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
-    """Detokenizing is broken off, as by a signal, once, after so many tokens."""
+def interrupted_after(monkeypatch: pytest.MonkeyPatch, tokens: int, times: int = 1) -> None:
+    """There is a signal while a token becomes text, or several."""
     from ferrum_models.generation.text import TextRow
 
     add, seen = TextRow.add, 0
@@ -372,11 +373,46 @@ def interrupted_after(monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
     def counted(row: TextRow, token: Any) -> Any:
         nonlocal seen
         seen += 1
-        if seen == tokens + 1:
-            raise KeyboardInterrupt
+        if seen == tokens:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
         return add(row, token)
 
     monkeypatch.setattr(TextRow, "add", counted)
+
+
+def test_a_second_interrupt_does_not_wait(ferrum: Shell, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    interrupted_after(monkeypatch, 15, times=2)
+    ferrum("generate", "--model", model, "-p", "the fox", "-m", 30, code=130)
+    assert "Generation: 14 tokens" in ferrum.err
+    interrupted_after(monkeypatch, 3, times=2)
+    ferrum("chat", "--model", model, stdin="the fox\nquick\n", code=130)
+    assert ferrum.err == "ferrum: interrupted\n"
+    assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
+
+
+def test_interrupts_that_a_compiler_loses(ferrum: Shell, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A callback loses the exception, and its library fails for another reason."""
+    from ferrum_models.causal import CausalLM
+
+    callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))
+
+    def broken(*arguments: Any) -> Any:
+        callback()
+        raise RuntimeError("no compiled object yet")
+
+    monkeypatch.setattr(CausalLM, "forward", broken)
+    for command in (("generate", "-p", "the fox"), ("bench",)):
+        ferrum(*command, "--model", model, code=130)
+        assert ferrum.err == "ferrum: interrupted\n"
+
+    def wrong(*arguments: Any) -> Any:
+        raise RuntimeError("a mistake")
+
+    monkeypatch.setattr(CausalLM, "forward", wrong)
+    with pytest.raises(RuntimeError, match="a mistake"):
+        ferrum("generate", "--model", model, "-p", "the fox")
 
 
 # chat
