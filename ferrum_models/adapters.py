@@ -67,28 +67,27 @@ _BEGINNINGS = (True, "gaussian", "orthogonal", "eva")
 class AdapterConfig:
     """What ``adapter_config.json`` says of a LoRA adapter.
 
-        Attributes:
-            r: the rank.
-            alpha: the changes are multiplied by alpha / r.
-            rslora: they are multiplied by alpha / sqrt(r).
-            targets: names of layers or ends of names; or an expression that whole names match; ``all-linear`` for all.
-            exclude: in the same way, layers that are left out.
-            ranks: other ranks, by expressions that ends of names match.
-            alphas: other alphas.
-            numbers: of layers of the model; all if absent.
-            stacks: names of the stacks of layers that *numbers* counts.
+    Attributes:
+        r: the rank.
+        alpha: the changes are multiplied by alpha / r.
+        rslora: they are multiplied by alpha / sqrt(r).
+        targets: names of layers or ends of names; or an expression that whole names match; ``all-linear`` for all.
+        exclude: in the same way, layers that are left out.
+        ranks: other ranks, by expressions that ends of names match.
+        alphas: other alphas.
+        numbers: of layers of the model; all if absent.
+        stacks: names of the stacks of layers that *numbers* counts.
 
-        Source: Hu et al., "LoRA", 2021; Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA",
-        2023.
+    Source: Hu et al., "LoRA", 2021; Kalajdzievski, "A rank stabilization scaling factor for fine-tuning with LoRA",
+    2023.
 
-        Examples:
-            >>> from ferrum_models.adapters import AdapterConfig
-            >>> from ferrum_models.config import Settings
-    from ferrum_models.formats.reading import expression
-            >>> said = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
-            >>> config = AdapterConfig.from_settings(Settings({**said, "alpha_pattern": {"1.q_proj": 4}}))
-            >>> config.selects("layers.0.q_proj"), config.selects("layers.0.k_proj"), config.scale("layers.1.q_proj")
-            (True, False, 0.5)
+    Examples:
+        >>> from ferrum_models.adapters import AdapterConfig
+        >>> from ferrum_models.config import Settings
+        >>> said = {"peft_type": "LORA", "r": 8, "lora_alpha": 16, "target_modules": ["q_proj"], "bias": "none"}
+        >>> config = AdapterConfig.from_settings(Settings({**said, "alpha_pattern": {"1.q_proj": 4}}))
+        >>> config.selects("layers.0.q_proj"), config.selects("layers.0.k_proj"), config.scale("layers.1.q_proj")
+        (True, False, 0.5)
     """
 
     r: int
