@@ -9,6 +9,7 @@ from ferrum_models.causal import CausalLM
 from ferrum_models.encoder import SentenceEncoder, load_encoder
 from ferrum_models.generation import (
     Batch,
+    Draft,
     PromptCache,
     Sampling,
     generate,
@@ -27,6 +28,7 @@ __all__ = [
     "BertConfig",
     "BertModel",
     "CausalLM",
+    "Draft",
     "ModelCache",
     "PromptCache",
     "Sampling",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from operator import index
 from typing import NamedTuple
 
 import ferrum_array as fa
@@ -34,7 +35,20 @@ class Token(NamedTuple):
 
 
 class Draft(NamedTuple):
-    """A cheaper model of the same vocabulary that proposes tokens, so many at a time."""
+    """A cheaper model of the same vocabulary that proposes tokens, so many at a time.
+
+    The text keeps the distribution of the model that it drafts for; greedy text stays the same.
+
+    Source: Leviathan, Kalman and Matias, "Fast inference from transformers via speculative decoding", 2023.
+
+    Examples:
+        >>> from ferrum_models import Draft, generate_ids, random_model
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+        >>> model, small = (random_model({**tiny, "num_hidden_layers": n, "num_attention_heads": 2}) for n in (3, 1))
+        >>> drafted = list(generate_ids(model, [1, 2, 3], max_new_tokens=5, draft=Draft(small, tokens=2)))
+        >>> drafted == list(generate_ids(model, [1, 2, 3], max_new_tokens=5))
+        True
+    """
 
     model: CausalLM
     tokens: int = 4
@@ -147,6 +161,12 @@ def generate_tokens(
 
 
 def _check_draft(model: CausalLM, rules: Sampling, draft: Draft, held: int) -> None:
+    if isinstance(draft.tokens, bool) or not isinstance(draft.tokens, int) or draft.tokens < 1:
+        raise ValueError(f"a draft must propose an integer of at least 1 tokens, got {draft.tokens!r}")
+    if draft.model.device is not model.device:
+        raise ValueError(
+            f"the draft model lies on {draft.model.device}, the model on {model.device}; move one with to(device)"
+        )
     if rules.penalised:
         raise ValueError("penalties and a draft model together are not implemented; leave one of them out")
     if draft.model.config.vocab_size != model.config.vocab_size:
@@ -170,9 +190,11 @@ def checked_prompt(model: CausalLM, ids: Sequence[int]) -> list[int]:
     """The ids of a prompt.
 
     Raises:
-        ValueError: if there is none, or one is not in the vocabulary.
+        TypeError: if one is no integer. ValueError: if there is none, or one is not in the vocabulary.
     """
-    prompt = [int(one) for one in ids]
+    if isinstance(ids, str) or any(isinstance(one, bool) or not hasattr(one, "__index__") for one in ids):
+        raise TypeError(f"a prompt is a list of integer ids here, got {ids!r:.80}; a tokenizer makes them of text")
+    prompt = [index(one) for one in ids]
     if not prompt:
         raise ValueError("the prompt is empty; give at least one token, such as the one that begins a text")
     vocabulary = model.config.vocab_size

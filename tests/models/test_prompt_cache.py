@@ -411,6 +411,16 @@ def test_damaged_files_are_refused(tmp_path: Path, name: str, value: Any, messag
         load_prompt_cache(path, ON_CPU)
 
 
+def test_drafts_that_are_refused(model: CausalLM) -> None:
+    for tokens in (0, -1, True, 1.5):
+        wrong: Any = tokens
+        with pytest.raises(ValueError, match="a draft must propose an integer of at least 1 tokens"):
+            alone(model, [1], draft=Draft(model, wrong))
+    if model.device is not ON_CPU.device:
+        with pytest.raises(ValueError, match="the draft model lies on cpu, the model on"):
+            alone(model, [1], draft=Draft(ON_CPU))
+
+
 def test_only_one_place_for_keys(model: CausalLM) -> None:
     with pytest.raises(ValueError, match="cache, kv_dtype and prompt_cache exclude each other"):
         generate_ids(model, [1], max_new_tokens=1, prompt_cache=PromptCache(model), kv_dtype="int8")
