@@ -19,6 +19,7 @@ import ferrum_array as fa
 from ferrum_models import Sampling, Tokenizer, cli, generate, load, load_adapters, random_model
 from ferrum_models.generation import stream_generate
 from ferrum_models.generation.prompt_cache import fingerprint
+from tests.models import gguf_models
 from tests.models.test_cli import COMMAND
 from tests.models.test_prompt_cache import TINY
 from tests.models.test_tokenizing import library
@@ -554,6 +555,13 @@ def test_convert_refuses(
     assert message in ferrum.fails("convert", "--model", model, "--output", target, *arguments)
     assert not target.exists()
     assert "nowhere" in ferrum.fails("convert", "--model", "nowhere", "--output", target)
+
+
+def test_gguf_files_are_converted(ferrum: Shell, tmp_path: Path) -> None:
+    gguf_models.write(gguf_models.make("llama", tmp_path), "llama", tmp_path / "model.gguf", "Q8_0")
+    out = ferrum("convert", "--model", tmp_path / "model.gguf", "--output", tmp_path / "target")
+    size = (tmp_path / "target" / "model.safetensors").stat().st_size
+    assert out == f"{tmp_path / 'target'}: {size / 1e6:.2f} MB of weights\n"
 
 
 # bench and info
