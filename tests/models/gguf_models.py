@@ -19,6 +19,8 @@ SIZES = {"hidden_size": 64, "intermediate_size": 96, "head_dim": 16, "num_hidden
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 2}
 MOE = {"num_experts_per_tok": 2, "num_local_experts": 3}
 YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16, "rope_theta": 10000.0}
+#: where truncating makes a difference
+LONG = {**YARN, "factor": 2.0, "original_max_position_embeddings": 64}
 LLAMA3 = {
     "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32, "rope_theta": 500000.0,
@@ -43,7 +45,7 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         "gemma3", "Gemma3TextConfig", {"sliding_window": 5, "query_pre_attn_scalar": 16, "num_hidden_layers": 7}
     ),
     "gpt-oss": (
-        "gpt-oss", "GptOssConfig", {**MOE, "sliding_window": 5, "rope_parameters": {**YARN, "truncate": False}}
+        "gpt-oss", "GptOssConfig", {**MOE, "sliding_window": 5, "rope_parameters": {**LONG, "truncate": False}}
     ),
 }  # fmt: skip
 
