@@ -57,13 +57,18 @@ class Settings:
         """The value of the first of *names* that is there and not null, or None."""
         return next((self.values[name] for name in names if self.values.get(name) is not None), None)
 
-    def integer(self, *names: str, default: int = _MISSING, least: int = 1) -> int:
-        """An integer of at least *least*."""
+    def integer(self, *names: str, default: int = _MISSING, least: int = 1, most: int | None = None) -> int:
+        """An integer of at least *least*, and at most *most* where that is given."""
         value = self.get(*names)
+        wanted = f"an integer of at least {least}" + ("" if most is None else f" and at most {most}")
         if value is None:
-            return int(self._default(names, default, f"an integer of at least {least}"))
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.error(names, value, f"an integer of at least {least}")
+            value, least = self._default(names, default, wanted), default
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int)
+            or not least <= value <= (value if most is None else most)
+        ):
+            raise self.error(names, value, wanted)
         return value
 
     def optional_integer(self, *names: str) -> int | None:

@@ -30,6 +30,7 @@ class GptOssConfig(DecoderConfig):
         Raises:
             ValueError: for an entry that is missing, wrong or not implemented.
         """
+        experts = settings.integer("num_local_experts", "num_experts", default=128)
         return cls(
             **common(
                 settings,
@@ -38,8 +39,8 @@ class GptOssConfig(DecoderConfig):
                 window=settings.integer("sliding_window", default=128),
             ),
             attention_bias=settings.flag("attention_bias", default=True),
-            num_local_experts=settings.integer("num_local_experts", "num_experts", default=128),
-            num_experts_per_tok=settings.integer("num_experts_per_tok", "experts_per_token", default=4),
+            num_local_experts=experts,
+            num_experts_per_tok=settings.integer("num_experts_per_tok", "experts_per_token", default=4, most=experts),
             swiglu_limit=settings.number("swiglu_limit", default=7.0),
             swiglu_alpha=settings.number("swiglu_alpha", default=1.702),
         )

@@ -29,10 +29,11 @@ class MixtralConfig(DecoderConfig):
         """
         window = settings.optional_integer("sliding_window")
         kind = "full_attention" if window is None else "sliding_attention"
+        experts = settings.integer("num_local_experts", "num_experts", default=8)
         return cls(
             **common(settings, kind=lambda number: kind, window=window),
-            num_local_experts=settings.integer("num_local_experts", "num_experts", default=8),
-            num_experts_per_tok=settings.integer("num_experts_per_tok", default=2),
+            num_local_experts=experts,
+            num_experts_per_tok=settings.integer("num_experts_per_tok", default=2, most=experts),
         )
 
 

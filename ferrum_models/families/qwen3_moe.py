@@ -38,11 +38,12 @@ class Qwen3MoeConfig(DecoderConfig):
         shared = common(settings, **qwen_window(settings))
         step = settings.integer("decoder_sparse_step", default=1)
         dense = settings.integers("mlp_only_layers")
+        experts = settings.integer("num_local_experts", "num_experts")
         return cls(
             **shared,
             attention_bias=settings.flag("attention_bias"),
-            num_experts=settings.integer("num_local_experts", "num_experts"),
-            num_experts_per_tok=settings.integer("num_experts_per_tok"),
+            num_experts=experts,
+            num_experts_per_tok=settings.integer("num_experts_per_tok", most=experts),
             moe_intermediate_size=settings.integer("moe_intermediate_size"),
             norm_topk_prob=settings.flag("norm_topk_prob"),
             sparse=tuple(n not in dense and (n + 1) % step == 0 for n in range(shared["num_hidden_layers"])),

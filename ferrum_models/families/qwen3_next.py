@@ -59,6 +59,7 @@ class Qwen3NextConfig(DecoderConfig):
             )
         step = settings.integer("decoder_sparse_step", default=1)
         dense = settings.integers("mlp_only_layers")
+        experts = settings.integer("num_local_experts", "num_experts", default=512)
         return cls(
             **shared,
             attention_bias=settings.flag("attention_bias"),
@@ -69,8 +70,8 @@ class Qwen3NextConfig(DecoderConfig):
             linear_value_head_dim=settings.integer("linear_value_head_dim", default=128),
             moe_intermediate_size=settings.integer("moe_intermediate_size", default=512),
             norm_topk_prob=settings.flag("norm_topk_prob", default=True),
-            num_experts=settings.integer("num_local_experts", "num_experts", default=512),
-            num_experts_per_tok=settings.integer("num_experts_per_tok", default=10),
+            num_experts=experts,
+            num_experts_per_tok=settings.integer("num_experts_per_tok", default=10, most=experts),
             shared_expert_intermediate_size=settings.integer("shared_expert_intermediate_size", default=512),
             sparse=tuple(n not in dense and (n + 1) % step == 0 for n in range(shared["num_hidden_layers"])),
         )

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 import ferrum_array as fa
 from ferrum_models.config import Settings
+from ferrum_models.families import family
+from tests.models import parity
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
@@ -109,3 +111,17 @@ def test_from_a_file(tmp_path: Path) -> None:
         Settings.load(path).integer("nothing")
     with pytest.raises(FileNotFoundError):
         Settings.load(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe", "qwen3_next", "gpt_oss"])
+def test_more_experts_for_a_token_than_there_are(kind: str) -> None:
+    entries = {
+        **parity.TINY,
+        "model_type": kind,
+        "num_experts": 4,
+        "num_experts_per_tok": 5,
+        "moe_intermediate_size": 8,
+    }
+    settings = Settings(entries, "config.json")
+    with pytest.raises(ValueError, match="num_experts_per_tok must be an integer of at least 1 and at most 4, got 5"):
+        family(settings).config(settings)

@@ -271,3 +271,9 @@ def test_rules_come_from_the_folder(tmp_path: Path) -> None:
     assert Sampling.load(tmp_path) == Sampling(0.6, 20, 0.95, None, 1.1)
     path.write_text('{"temperature": 0.6, "top_k": 20}')
     assert Sampling.load(tmp_path).greedy
+
+
+@pytest.mark.parametrize("ids", ["text", ["a"], [1.0], [True]])
+def test_prompts_that_are_no_ids(model: CausalLM, ids: Any) -> None:
+    with pytest.raises(TypeError, match="a prompt is a list of integer ids here"):
+        generate_ids(model, ids, max_new_tokens=1)
