@@ -215,8 +215,10 @@ def _numbers(name: str) -> Any:
     return whole
 
 
-def linear_refuses(x: Tensor, w: QuantTensor, _bias: Tensor | None, out: Dtype) -> str | None:
+def linear_refuses(_x: Tensor, w: Tensor | QuantTensor, _bias: Tensor | None, out: Dtype) -> str | None:
     """Why the kernel does not take a call, or None."""
+    if not isinstance(w, QuantTensor):
+        return "reads GGUF's blocks alone"
     return None if out in _DTYPES else f"does not give {out}"
 
 
