@@ -50,7 +50,7 @@ class Gptq:
             pattern = expression(settings, "dynamic", key.removeprefix("-:").removeprefix("+:"))
             own = Settings({**settings.values, **dict(entries or {})}, f"{settings.source}: dynamic: {key}")
             others.append((pattern, None if key.startswith("-:") else _scheme(own)))
-        kept = Kept.from_settings(settings, "modules_to_not_convert", "modules_in_block_to_not_quantize")
+        kept = Kept.from_settings(settings, "modules_to_not_convert")
         return cls(_scheme(settings), kept, tuple(others))
 
     def __call__(self, weights: Weights, shape: tuple[int, ...]) -> QuantTensor | Tensor | None:
@@ -61,12 +61,15 @@ class Gptq:
             return None
         if "bias" in weights:
             _unused_bias(weights, shape[0])
-        if not scheme.ordered and "g_idx" in weights:
+        if "g_idx" in weights:
             stored = weights.raw("g_idx", (shape[1],))
             if stored is None:
                 return fa.zeros(0)
+            if shape[1] and not 0 <= int(fa.min(stored)) <= int(fa.max(stored)) < scheme.groups(shape[1]):
+                weights.problem("g_idx", f"names groups that are not from 0 to {scheme.groups(shape[1]) - 1}")
+                return fa.zeros(0)
             in_order = fa.arange(shape[1], dtype=stored.dtype, device=stored.device) // (scheme.group or shape[1])
-            scheme = replace(scheme, ordered=not bool(fa.all(stored == in_order)))
+            scheme = replace(scheme, ordered=scheme.ordered or not bool(fa.all(stored == in_order)))
         return read(weights, scheme, shape, _NAMES)
 
 

@@ -384,6 +384,40 @@ def test_a_group_order_that_the_config_does_not_tell_is_found(tmp_path: Path) ->
 # What is refused.
 
 
+@pytest.mark.parametrize("wrong", [-1, 2, 2**31 - 1])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_groups_that_there_are_not(wrong: int, ordered: bool, tmp_path: Path) -> None:
+    entry = gptq_config(4, 32, 1, ordered)
+    stored, _ = write(tmp_path, CONFIG, checkpoints.gptq(4, 32, ordered=ordered), quantization_config=entry)
+
+    def change(tensors: dict[str, Any]) -> None:
+        tensors["model.layers.1.self_attn.k_proj.g_idx"][5] = wrong
+
+    rewrite(stored, change)
+    with pytest.raises(ValueError, match=r"1\.self_attn\.k_proj\.g_idx names groups that are not from 0 to 1"):
+        load(stored)
+
+
+@pytest.mark.parametrize("length", [0, 7, 500, -1])
+def test_files_that_are_cut_short(pair: tuple[Path, Path], length: int) -> None:
+    path = pair[0] / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load(pair[0])
+
+
+def test_numbers_of_another_kind_than_the_config_says(pair: tuple[Path, Path]) -> None:
+    """A dense checkpoint's tensors are not taken for words, nor words for numbers."""
+    config = json.loads((pair[0] / "config.json").read_text())
+    without = {key: value for key, value in config.items() if not key.startswith("quantization")}
+    (pair[0] / "config.json").write_text(json.dumps(without))
+    with pytest.raises(ValueError, match=r"q_proj\.(weight (is missing|has shape)|scales is not known)"):
+        load(pair[0])
+    (pair[1] / "config.json").write_text(json.dumps(config))
+    model, _ = load(pair[1])  # every layer has a dense weight: the entry says nothing of it
+    assert not any(isinstance(value, QuantTensor) for _, value in model.named_parameters())
+
+
 def test_unknown_methods_list_the_known(tmp_path: Path) -> None:
     stored, _ = write(tmp_path, CONFIG, LAYOUTS["gptq"][0], quantization_config={"quant_method": "abacus"})
     with pytest.raises(ValueError, match=r"quant_method must be one of .* got 'abacus'") as error:
