@@ -178,6 +178,17 @@ def test_bytes_are_joined_as_by_the_original(pair: tuple[Tokenizer, Library], te
             assert ours.decode(ids, skip_special_tokens=skip) == peer.decode(ids, skip_special_tokens=skip)
 
 
+@given(text=texts | st.text("aZ1 '\n/!\r\t\u0301Ǆ", max_size=12))
+def test_texts_are_cut_as_by_the_original(pair: tuple[Tokenizer, Library], text: str) -> None:
+    """Also where no token of these small vocabularies would show it."""
+    ours, peer = pair
+    cut, expected = (
+        one.pre_tokenizer.pre_tokenize_str(one.normalizer.normalize_str(text) if one.normalizer else text)
+        for one in (ours._tokenizer, peer)
+    )
+    assert cut == expected
+
+
 def test_originals_differ() -> None:
     """Else a name could stand for another's pattern, and no comparison would see it."""
     samples = ["12345 DON'T", "don'T//\n x", "E\u0301te\u0301", "Zz1a", *TEXTS]
