@@ -18,9 +18,10 @@ import ferrum_array as fa
 from ferrum_models import generate_ids, load, load_adapters, merge_adapters, remove_adapters, save_model
 from ferrum_models.adapters import AdapterConfig
 from ferrum_models.config import Settings
-from ferrum_models.layers.lora import LoRA
+from ferrum_models.layers import Linear, LoRA
 from tests.models import checkpoints, parity
 from tests.models.checkpoints import CONFIG, IDS
+from tests.models.test_saving import KINDS, small
 
 NEAR = 1e-5
 SAID: dict[str, Any] = {
@@ -314,3 +315,24 @@ def test_a_model_prints_its_adapters(pair: tuple[Path, Path], tmp_path: Path) ->
     model = load_adapters(load(pair[1])[0], folder)
     assert "adapters.0: LowRank(lora_A=f32[4,64], lora_B=f32[64,4], scale=2.0)" in repr(model)
     assert dataclasses.is_dataclass(model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_linear_layer_of_every_family_takes_them(kind: str, tmp_path: Path, device: fa.Device) -> None:
+    """Also those that a family does not simply multiply by, such as the latents' in DeepSeek's attention."""
+    model = small(kind, device=device)
+    layers = {name: part.weight.shape for name, part in model.modules() if isinstance(part, Linear)}
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, (outputs, inputs) in layers.items():
+        stem = f"base_model.model.{name}.lora_"
+        tensors[f"{stem}A.weight"] = (rng.standard_normal((2, inputs)) * inputs**-0.5).astype(np.float32)
+        tensors[f"{stem}B.weight"] = (rng.standard_normal((outputs, 2)) * 0.2).astype(np.float32)
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    said = {**SAID, "r": 2, "target_modules": sorted(layers)}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(said))
+    ids = fa.asarray(IDS, device=device)
+    adapted = load_adapters(model, tmp_path)
+    expected = merge_adapters(adapted)(ids).numpy()
+    assert parity.distance(adapted(ids), expected) < 1e-4
+    assert parity.distance(model(ids), expected) > 0.01
