@@ -12,8 +12,8 @@ f32                      f32                   f32                  f32
 f16                      f16                   f32                  f32
 bf16                     bf16                  bf16                 bf16
 int8, int4               f32, f16              f32                  f32
-int8                     bf16                  f32                  bf16: 8 bits are exact in it
-int4                     bf16                  bf16                 bf16
+int8, int4               bf16                  bf16: 8 bits are     bf16
+                                               exact in it
 int8, int4 and ``a8``    any, made int8        int8, exact sums     int8, exact sums of groups
 =======================  ====================  ===================  ====================================
 """
@@ -56,15 +56,13 @@ class Recipe(NamedTuple):
     """How a kind of weights is multiplied with inputs of a dtype.
 
     Attributes:
-        few: the numbers that few rows of inputs are multiplied in.
-        many: the same for many rows.
-        form: what the weights are, where they are integers in groups; its kind says nothing.
+        kind: the numbers that are multiplied: ``f32``, ``bf16`` or ``int8``.
+        form: what few rows are multiplied as, where they come as records.
         run: multiplies all: see ``products.whole``.
         made: its parts.
     """
 
-    few: str
-    many: str
+    kind: str
     form: Format | None
     run: Callable[..., None]
     made: Product
@@ -90,21 +88,22 @@ class Weights(NamedTuple):
 
 @cache
 def recipe(x: Dtype, stored: str, form: Format | None) -> Recipe:
-    """The recipe for inputs of a dtype and weights that are stored so; *form* is given for integers in groups."""
-    inputs = "bf16" if x is fa.bfloat16 else "f32"
-    if form is None:
-        few, many = ("f32", inputs) if stored == "int8" else (inputs, inputs)
-        made = product(few, stored)
-        if many != few:
-            made = made._replace(many=product(many, stored).many)
+    """The recipe for inputs of a dtype and weights that are stored so.
+
+    *form* is given for integers with scales in groups, or with inputs of 8 bits; its kind matters only for these.
+    """
+    kind = "bf16" if x is fa.bfloat16 else "f32"
+    variant = (kind, stored, form)
+    if form is not None:
+        kind = "int8" if form.kind == "int8" else kind
+        form = form._replace(kind=kind)
+        made = Product(few_integers(form), many_integers(form), form.bits)
     else:
-        few = many = inputs
-        if form.kind == "int8":
-            few = many = "int8"
-        elif form.bits == 8:
-            few = "f32"
-        made = Product(few_integers(form._replace(kind=few)), many_integers(form._replace(kind=many)), form.bits)
-    return Recipe(few, many, form, whole(made, (few, many, stored, form)), made)
+        made = product(kind, stored)
+        if (kind, stored) == ("bf16", "int8"):
+            form = Format("bf16", 8, False, "f32", 1)
+            made = made._replace(few=few_integers(form))
+    return Recipe(kind, form, whole(made, variant), made)
 
 
 def weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
@@ -120,7 +119,7 @@ def weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
     if scheme.group is None and scheme.bits == 8 and scheme.activations is None:
         scales = scales.astype("f32", copy=False)
         line = np.ascontiguousarray(scales._data)
-        numbers = (address, row, line.ctypes.data, 4, 0, 0, 0)
+        numbers = (address, row, line.ctypes.data, 4, 0, 0, max(count, 1))
         return Weights(recipe(x, "int8", None), numbers, (stack, 4 * w.shape[-2], 0), count, (w, line))
     s_address, s_row, s_stack = _place(scales._data)
     z_address, z_row, z_stack = (0, 0, 0) if scheme.symmetric else _place(parts["zeros"]._data)
@@ -173,18 +172,16 @@ def _dense(data: Array) -> bool:
 
 def prepared(line: Array, step: int, index: Array, rows: int, count: int, dtype: Dtype, w: Weights) -> Inputs:
     """Rows of inputs as the weights want them: those of the flat array *line*, a step apart; with *index*, gathered."""
-    found, helpers = w.recipe, crew(rows * count)
-    few, form = rows <= FEW, found.form
-    kind = found.few if few else found.many
-    if form is not None and few:
-        return as_records(line, step, index, rows, count, w.group, form._replace(kind=kind))
+    (kind, form, _, _), helpers = w.recipe, crew(rows * count)
+    if form is not None and rows <= FEW:
+        return as_records(line, step, index, rows, count, w.group, form)
     if kind == "int8":
         assert form is not None
         piece = min(w.group, DEPTH)
         return as_int8(line, step, index, rows, count, w.group, piece, 16 if form.bits == 4 else 128, helpers)
     wanted = fa.bfloat16 if kind == "bf16" else fa.float32
     # words of two numbers are read whole
-    if dtype is wanted and not index.size and (count * SIZE[kind] % 4 == 0 or (few and form is None)):
+    if dtype is wanted and not index.size and (count * SIZE[kind] % 4 == 0 or rows <= FEW):
         return Inputs((line.ctypes.data, step * line.itemsize, 0, 0, 0), line)
     return as_rows(line, step, index, rows, count, wanted, helpers)
 

@@ -16,7 +16,7 @@ import ferrum_array as fa
 from ferrum_array import Dtype
 from ferrum_ops.kernels.cpu.arrays import Array
 from ferrum_ops.kernels.cpu.atomic import task
-from ferrum_ops.kernels.cpu.integers import Format
+from ferrum_ops.kernels.cpu.integers import Format, blocks_of_piece
 from ferrum_ops.kernels.cpu.intrinsics import get, get_int, put
 from ferrum_ops.kernels.cpu.jit import EXACT, intrinsic, jit
 from ferrum_ops.kernels.cpu.threads import share
@@ -123,78 +123,76 @@ def _quantise_row(x: Any, at: int, count: int, group: int, q: Any, to: int, end:
         q[i] = 0
 
 
-# Records of the inputs of 64 bytes of weights: see ``integers``. Rows are padded with zeros to whole blocks.
+# Records: see ``integers``. Rows are padded with zeros to whole blocks; *to* is where the vectors of a block or of a
+# piece begin.
 
 
 @jit
-def _records_int8(
-    q: Any, at: int, blocks: int, bits: int, scales: Any, first: int, group: int, zeros: bool,
-    out: Any, words: Any, floats: Any, to: int,
-) -> None:  # fmt: skip
-    """Records of a row of int8; out, words and floats are the same memory."""
-    in_lane = 32 // bits
-    block = 16 * in_lane
-    for b in range(blocks):
-        source, target = at + b * block, to + b * (block + 128)
-        if bits == 8:
-            for i in range(64):
-                out[target + i] = q[source + i]
-        else:
-            for i in range(64):
-                out[target + i] = q[source + 2 * i]
-                out[target + 64 + i] = q[source + 2 * i + 1]
-        lanes = (target + block) // 4
-        if group >= block:
-            scale = scales[first + b * block // group]
-            for lane in range(16):
-                floats[lanes + lane] = scale
-        else:
-            for lane in range(16):
-                floats[lanes + lane] = scales[first + b * (block // group) + lane * in_lane // group]
+def _piece(scales: Any, first: int, group: int, at: int, in_lane: int, out: Any, to: int) -> None:
+    """The scales of the lanes of a piece, whose first number is *at* of its row."""
+    if group >= 16 * in_lane:
+        scale = scales[first + at // group]
         for lane in range(16):
-            total = np.int32(0)
+            put(out, to + lane, scale)
+    else:
+        for lane in range(16):
+            put(out, to + lane, scales[first + (at + lane * in_lane) // group])
+
+
+@jit
+def _lanes_of_integers(
+    q: Any, at: int, blocks: int, in_lane: int, factor: int, floats: bool, out: Any, to: int
+) -> None:
+    """Sums of the numbers that lanes meet in a piece: times a factor, or, with *floats*, as float32."""
+    for lane in range(16):
+        total = np.int32(0)
+        for b in range(blocks):
             for i in range(in_lane):
-                total = _plus(total, get_int(q, source + lane * in_lane + i))
-            if zeros:
-                floats[lanes + 16 + lane] = np.float32(total)
-            else:
-                words[lanes + 16 + lane] = total * (-128 if bits == 8 else -8)
+                total = _plus(total, get_int(q, at + (b * 16 + lane) * in_lane + i))
+        put(out, to + lane, np.float32(total) if floats else _from_bits(np.int32(total * factor)))
 
 
 @jit
-def _records_f32(x: Any, at: int, blocks: int, bits: int, out: Any, to: int) -> None:
-    """Records of a row of float32, in float32."""
-    block = 512 // bits
-    for b in range(blocks):
-        source, target = at + b * block, to + b * (block + 32)
-        if bits == 8:
-            for i in range(64):
-                out[target + i] = x[source + i]
-        else:
-            for t in range(8):
-                for lane in range(16):
-                    out[target + 16 * t + lane] = x[source + 8 * lane + t]
-            _sums_of_lanes(x, source, out, target + block + 16)
-
-
-@jit
-def _records_bf16(x: Any, at: int, blocks: int, out: Any, floats: Any, to: int) -> None:
-    """Records of a row of float32 that bfloat16 holds, for 4 bits; out and floats are the same memory."""
-    for b in range(blocks):
-        source, target = at + b * 128, to + b * 96
-        for t in range(4):
-            for i in range(32):
-                put(out, 2 * target + 32 * t + i, x[source + 4 * i + t])
-        _sums_of_lanes(x, source, floats, target + 80)
-
-
-@jit
-def _sums_of_lanes(x: Any, at: int, out: Any, to: int) -> None:
+def _lanes_of_floats(x: Any, at: int, blocks: int, in_lane: int, out: Any, to: int) -> None:
     for lane in range(16):
         total = _ZERO
-        for i in range(8):
-            total += x[at + 8 * lane + i]
-        out[to + lane] = total
+        for b in range(blocks):
+            for i in range(in_lane):
+                total += get(x, at + (b * 16 + lane) * in_lane + i)
+        put(out, to + lane, total)
+
+
+@jit
+def _vectors_int8(q: Any, at: int, in_lane: int, out: Any, to: int) -> None:
+    """The inputs of a block; out is int8."""
+    if in_lane == 4:
+        for i in range(64):
+            _write(out, to + i, q[at + i])
+    else:
+        for i in range(64):
+            _write(out, to + i, q[at + 2 * i])
+            _write(out, to + 64 + i, q[at + 2 * i + 1])
+
+
+@jit
+def _vectors_f32(x: Any, at: int, in_lane: int, out: Any, to: int) -> None:
+    """The inputs of a block; out is float32."""
+    if in_lane == 4:
+        for i in range(64):
+            put(out, to + i, get(x, at + i))
+    else:
+        for t in range(8):
+            for lane in range(16):
+                put(out, to + 16 * t + lane, get(x, at + 8 * lane + t))
+
+
+@jit
+def _vectors_bf16(x: Any, at: int, in_lane: int, out: Any, to: int) -> None:
+    """The inputs of a block, of which every fourth or, of 8 bits, every second meet; out is uint16."""
+    step = in_lane // 2
+    for t in range(step):
+        for i in range(32):
+            put(out, to + 32 * t + i, get(x, at + step * i + t))
 
 
 # What is called: rows of x are of its flat array *line*, a *step* of elements apart.
@@ -286,22 +284,38 @@ def as_int8(
 
 @jit
 def _records(
-    x: Any, step: int, index: Any, rows: int, count: int, group: int, bits: int, zeros: bool, kind: int, size: int,
-    row: Any, q: Any, scales: Any, out: Any, words: Any, floats: Any, halves: Any,
+    x: Any, step: int, index: Any, rows: int, count: int, group: int, unit: int, in_lane: int, zeros: bool, kind: int,
+    size: int, row: Any, q: Any, scales: Any, bytes_: Any, halves: Any, floats: Any,
 ) -> None:  # fmt: skip
-    block = 512 // bits
-    blocks = (count + block - 1) // block
+    block = 16 * in_lane
+    blocks, whole = (count + block - 1) // block, count // block
+    pieces = whole // unit + (1 if whole < blocks else 0)
+    vectors = block * (1 if kind == _INT8 else 2 if kind == _BF16 else 4)  # bytes of a block
     for r in range(rows):
-        at = _source(index, r) * step
+        at, start = _source(index, r) * step, r * size
+        behind = (start + blocks * vectors) // 4
         if kind == _INT8:
             _quantise_row(x, at, count, group, q, 0, blocks * block, scales, 0)
-            _records_int8(q, 0, blocks, bits, scales, 0, group, zeros, out, words, floats, r * size)
         else:
             _copy_row(x, at, count, row, 0, blocks * block)
-            if kind == _F32:
-                _records_f32(row, 0, blocks, bits, floats, r * size // 4)
+        for b in range(blocks):
+            if kind == _INT8:
+                _vectors_int8(q, b * block, in_lane, bytes_, start + b * vectors)
+            elif kind == _F32:
+                _vectors_f32(row, b * block, in_lane, floats, (start + b * vectors) // 4)
             else:
-                _records_bf16(row, 0, blocks, halves, floats, r * size // 4)
+                _vectors_bf16(row, b * block, in_lane, halves, (start + b * vectors) // 2)
+        for p in range(pieces):
+            first, to = p * unit * block, behind + 32 * p
+            length = min(unit, blocks - p * unit)
+            if p == whole // unit:  # what is left
+                first, length = whole * block, 1
+            if kind == _INT8:
+                _piece(scales, 0, group, first, in_lane, floats, to)
+                factor = -128 if in_lane == 4 else -8
+                _lanes_of_integers(q, first, length, in_lane, factor, zeros, floats, to + 16)
+            elif zeros:
+                _lanes_of_floats(row, first, length, in_lane, floats, to + 16)
 
 
 def _on_a_line(size: int) -> Array:
@@ -313,13 +327,15 @@ def _on_a_line(size: int) -> Array:
 
 def as_records(line: Array, step: int, index: Array, rows: int, count: int, group: int, form: Format) -> Inputs:
     """Records for ``few_integers``."""
-    blocks = -(-count // form.block)
-    size = blocks * form.record * 64
+    block = form.block
+    blocks = -(-count // block)
+    unit = blocks_of_piece(group, count, block)
+    size = 64 * (blocks * form.inputs + 2 * (blocks // unit + 1))
     floats = _on_a_line(rows * size)
-    row, q = np.empty(blocks * form.block, np.float32), np.empty(blocks * form.block, np.int8)
+    row, q = np.empty(blocks * block, np.float32), np.empty(blocks * block, np.int8)
     scales = np.empty(-(-count // max(group, 1)), np.float32)
     _records(
-        line, step, index, rows, count, group, form.bits, form.zeros, _KINDS[form.kind], size, row, q, scales,
-        floats.view(np.int8), floats.view(np.int32), floats, floats.view(np.uint16),
+        line, step, index, rows, count, group, unit, block // 16, form.zeros, _KINDS[form.kind], size, row, q, scales,
+        floats.view(np.int8), floats.view(np.uint16), floats,
     )  # fmt: skip
     return Inputs((floats.ctypes.data, size, 0, 0, 0), floats)

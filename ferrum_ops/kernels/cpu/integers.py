@@ -1,22 +1,26 @@
 """Products of few rows of inputs with integers of 4 and 8 bits that have scales, for processors with AVX-512.
 
 Weights are read as ``IntScheme`` stores them, 64 bytes at a time, in four long streams: see ``microkernels``. Inputs
-are arranged for that once, in records of vectors for each 64 bytes of weights, by ``arrange`` in ``inputs``.
+are arranged for that once, by ``as_records`` in ``inputs``: in vectors as they meet those 64 bytes, one block after
+another, and behind all blocks two vectors for each piece, which is a group of numbers or a block of several.
 
 Of 4 bits, the lane of 32 bits number l of 64 bytes holds the numbers 8 l to 8 l + 7, and every way of multiplying them
-below leaves their sum in lane l; of 8 bits and inputs of 8 bits, 4 l to 4 l + 3. So a vector of scales, each repeated
-for the lanes of its group, brings all sums of a block to one scale at once.
+below leaves their sum in lane l; of 8 bits, 4 l to 4 l + 3. So a vector of scales, each repeated for the lanes of its
+group, brings all sums of a piece to one scale at once. (Of 8 bits and float32, vectors lie along the row instead.)
 
 ========  =====  ======================================================================================
 ``int8``  8, 4   ``vpdpbusd``; what was added to the weights to make them unsigned is taken off again
-                 through the record: minus so many times the sum of the lane's inputs, exact
+                 through the piece: minus so many times the sum of the lane's inputs, exact
 ``bf16``  4      the numbers of a lane are looked up as bfloat16, which holds them exactly: ``vdpbf16ps``
+``bf16``  8      a number is the sum of two that bfloat16 holds and that its bits are put into:
+                 128 plus the seven low bits, and -128 or, where the high bit is set, -256
 ``f32``   4, 8   looked up, or converted, as float32
 ========  =====  ======================================================================================
 """
 
 from __future__ import annotations
 
+import functools
 import struct
 from typing import Any, NamedTuple
 
@@ -42,7 +46,7 @@ from ferrum_ops.kernels.cpu.llvm import (
 )
 from ferrum_ops.kernels.cpu.microkernels import MULTIPLY, transposed
 
-__all__ = ["SCALE_SIZE", "Format", "inner_integers", "pack_integers", "pack_scales"]
+__all__ = ["SCALE_SIZE", "Format", "blocks_of_piece", "inner_integers", "pack_integers", "pack_scales"]
 
 
 class Format(NamedTuple):
@@ -72,12 +76,13 @@ class Format(NamedTuple):
         """How many vectors the inputs of a block are."""
         return self.block * {"int8": 1, "bf16": 2, "f32": 4}[self.kind] // VECTOR
 
-    @property
-    def record(self) -> int:
-        """How many vectors the record of a block is: inputs, then scales of lanes, then starts or sums of lanes."""
-        return self.inputs + 2
+
+def blocks_of_piece(group: int, count: int, block: int) -> int:
+    """How many blocks a piece of a row of *count* numbers is."""
+    return max(1, min(group, count) // block)
 
 
+HALVES = ir.VectorType(I16, 32)
 _ELEMENTS = {"f32": F32, "f16": ir.HalfType(), "bf16": I16}
 #: the least group that has vectors of its own everywhere
 _GROUP = 32
@@ -97,24 +102,35 @@ def _widened(code: Code, raw: Value, scales: str) -> Value:
     return stored
 
 
-def _looked_up(form: Format, code: Code, raw: Value, t: int) -> Value:
+def _looked_up(form: Format, code: Code, raw: Value, t: int) -> list[Value]:
     """What vector number *t* of the inputs of a block is multiplied with."""
     if form.bits == 8:
-        if form.kind == "int8":
-            return code.b.xor(raw, filled(BYTES, -128))
-        some = code.pick(raw, range(LANES * t, LANES * (t + 1)))
-        return code.b.sitofp(code.b.sext(some, WORDS), FLOATS)
+        return _of_eight_bits(form, code, raw, t)
     if form.kind == "int8":
-        return code.b.and_(code.b.lshr(raw, filled(BYTES, 4)) if t else raw, filled(BYTES, 15))
+        return [code.b.and_(code.b.lshr(raw, filled(BYTES, 4)) if t else raw, filled(BYTES, 15))]
     numbers = [number if form.zeros else number - 8 for number in range(16)]
     if form.kind == "f32":  # the lowest four bits of a lane choose
         places = code.b.lshr(code.b.bitcast(raw, WORDS), filled(WORDS, 4 * t))
         table = ir.Constant(FLOATS, [float(number) for number in numbers])
-        return code.call("llvm.x86.avx512.permvar.sf.512", FLOATS, table, code.b.bitcast(places, WORDS))
-    wide = ir.VectorType(I16, 32)  # the lowest five bits choose, of which the fifth says nothing
-    places = code.b.lshr(code.b.bitcast(raw, wide), filled(wide, 4 * t))
-    table = ir.Constant(wide, [_bf16(number) for number in numbers] * 2)
-    return code.call("llvm.x86.avx512.permvar.hi.512", wide, table, places)
+        return [code.call("llvm.x86.avx512.permvar.sf.512", FLOATS, table, code.b.bitcast(places, WORDS))]
+    # the lowest five bits choose, of which the fifth says nothing
+    places = code.b.lshr(code.b.bitcast(raw, HALVES), filled(HALVES, 4 * t))
+    table = ir.Constant(HALVES, [_bf16(number) for number in numbers] * 2)
+    return [code.call("llvm.x86.avx512.permvar.hi.512", HALVES, table, places)]
+
+
+def _of_eight_bits(form: Format, code: Code, raw: Value, t: int) -> list[Value]:
+    if form.kind == "int8":
+        return [code.b.xor(raw, filled(BYTES, -128))]
+    if form.kind == "f32":
+        some = code.pick(raw, range(LANES * t, LANES * (t + 1)))
+        return [code.b.sitofp(code.b.sext(some, WORDS), FLOATS)]
+    halves = code.b.bitcast(raw, HALVES)
+    if t:
+        halves = code.b.lshr(halves, filled(HALVES, 8))
+    low = code.b.or_(code.b.and_(halves, filled(HALVES, 0x7F)), filled(HALVES, _bf16(128)))
+    high = code.b.or_(code.b.and_(halves, filled(HALVES, 0x80)), filled(HALVES, _bf16(-128)))
+    return [low, high]
 
 
 def _bf16(number: float) -> int:
@@ -122,13 +138,16 @@ def _bf16(number: float) -> int:
 
 
 class _Block:
-    """The code for 64 bytes of weights and the records of some rows of inputs."""
+    """The code for 64 bytes of weights and the inputs of some rows, in records."""
 
-    def __init__(self, form: Format, code: Code, lines: list[Value]) -> None:
-        self.form, self.code, self.lines = form, code, lines
+    def __init__(self, form: Format, code: Code, lines: list[Value], pieces: Value) -> None:
+        """*pieces*: how far behind the beginning of a record its pieces are."""
+        self.form, self.code, self.lines, self.pieces = form, code, lines, pieces
         self.sums, self.add = MULTIPLY[form.kind]
         #: 8 bits become float32 in the order of memory, where a group is some vectors, not lanes of all vectors
         self.in_order = form.bits == 8 and form.kind == "f32"
+        #: sums that take turns, so that each waits less for itself
+        self.turns = 2 if len(lines) == 1 and form.kind != "int8" else 1
 
     def spread(self, raw: Value) -> list[Value]:
         """Numbers of groups as vectors: one for the lanes of all groups, or one for each group."""
@@ -139,12 +158,12 @@ class _Block:
         return [self.code.pick(raw, [lane * share // LANES for lane in range(LANES)])]
 
     def scales(self, address: Value, count: Value | None = None) -> list[Value]:
-        """The scales of a block; so many of them where there are fewer."""
+        """The scales of a piece; so many of them where there are fewer."""
         size = SCALE_SIZE[self.form.scales] * self.form.share
         return self.spread(_widened(self.code, self._some(address, size, count, size), self.form.scales))
 
     def zeros(self, address: Value, count: Value | None = None) -> list[Value]:
-        """The zeros of a block."""
+        """The zeros of a piece."""
         if not self.form.zeros:
             return []
         raw = self._some(address, self.form.share, count, self.form.share)
@@ -157,42 +176,59 @@ class _Block:
         bytes_ = self.code.times(count, whole // self.form.share)
         return self.code.pick(self.code.load_first(address, bytes_), range(size))
 
-    def add_to(self, totals: list[Value], raw: Value, b: Value, scales: list[Value], zeros: list[Value]) -> None:
-        """Add the products of block number *b*, whose weights are *raw*, to one variable for each row."""
-        form, code = self.form, self.code
-        records = [code.at(line, code.times(b, VECTOR * form.record)) for line in self.lines]
+    def start(self, piece: Value) -> list[list[Value]]:
+        """What the sums of a piece begin with, for each row."""
         begin = zero(self.sums)
-        parts = [begin] * len(records)
-        if form.kind == "int8" and not form.zeros:
-            parts = [code.load(code.at(record, VECTOR * (form.inputs + 1)), WORDS) for record in records]
-        groups = len(scales)
-        for t in range(form.inputs):
-            weights = _looked_up(form, code, raw, t)
-            for i, record in enumerate(records):
-                parts[i] = self.add(code, parts[i], code.load(code.at(record, VECTOR * t), BYTES), weights)
-            if (t + 1) % (form.inputs // groups) == 0:  # the end of a group
-                for i, record in enumerate(records):
-                    self._scaled(totals[i], parts[i], record, scales[t * groups // form.inputs], zeros)
-                    parts[i] = begin
+        found = [[begin] * self.turns for _ in self.lines]
+        if self.form.kind == "int8" and not self.form.zeros:
+            for row, part in enumerate(found):
+                part[0] = self.code.load(self._of_piece(row, piece, 1), WORDS)
+        return found
 
-    def _scaled(self, total: Value, part: Value, record: Value, scale: Value, zeros: list[Value]) -> None:
+    def _of_piece(self, row: int, piece: Value, which: int) -> Value:
+        return self.code.at(self.lines[row], self.pieces, self.code.times(piece, 2 * VECTOR), which * VECTOR)
+
+    def multiply(self, parts: list[list[Value]], raw: Value, b: Value, these: range | None = None) -> None:
+        """Add the products of block number *b*, whose weights are *raw*, to the sums of each row."""
+        form, code = self.form, self.code
+        records = [code.at(line, code.times(b, VECTOR * form.inputs)) for line in self.lines]
+        turn = 0
+        for t in these or range(form.inputs):
+            found = _looked_up(form, code, raw, t)
+            inputs = [code.load(code.at(record, VECTOR * t), BYTES) for record in records]
+            for weights in found:
+                for part, x in zip(parts, inputs, strict=True):
+                    part[turn] = self.add(code, part[turn], x, weights)
+                turn = (turn + 1) % self.turns
+
+    def scaled(self, totals: list[Value], parts: list[list[Value]], piece: Value, scale: Value, zeros: Any) -> None:
+        """Bring the sums of a piece to their scale, and add them to one variable for each row."""
         code = self.code
-        if self.form.kind == "int8":
-            part = code.b.sitofp(part, FLOATS)
-            scale = code.b.fmul(scale, code.load(code.at(record, VECTOR * self.form.inputs), FLOATS))
-        if zeros:
-            total_of_inputs = code.load(code.at(record, VECTOR * (self.form.inputs + 1)), FLOATS)
-            part = code.fma(code.b.fneg(zeros[0]), total_of_inputs, part)
-        code.b.store(code.fma(part, scale, code.b.load(total)), total)
+        for row, (total, some) in enumerate(zip(totals, parts, strict=True)):
+            part, factor = functools.reduce(code.plus, some), scale
+            if self.form.kind == "int8":
+                part = code.b.sitofp(part, FLOATS)
+                factor = code.b.fmul(factor, code.load(self._of_piece(row, piece, 0), FLOATS))
+            if zeros:
+                part = code.fma(code.b.fneg(zeros[0]), code.load(self._of_piece(row, piece, 1), FLOATS), part)
+            code.b.store(code.fma(part, factor, code.b.load(total)), total)
+
+    def alone(self, totals: list[Value], raw: Value, b: Value, piece: Value, scales: list[Value], zeros: Any) -> None:
+        """A block whose piece it is."""
+        step = self.form.inputs // len(scales)
+        for group, scale in enumerate(scales):
+            parts = self.start(piece)
+            self.multiply(parts, raw, b, range(group * step, (group + 1) * step))
+            self.scaled(totals, parts, piece, scale, zeros)
 
 
 def inner_integers(form: Format, rows: int) -> Any:
     """The products of so many rows of inputs with four rows of integers with scales.
 
     The function takes (records of x, their stride, values, stride, scales, stride, zeros, stride, four row numbers,
-    count, blocks of a group, out, stride of out, step of out). *count* numbers are multiplied; ``out`` gets a float32
-    for each pair: rows of inputs lie a stride apart, those of weights a step. Blocks of a group matter only where
-    blocks have one; groups are whole blocks then, but that a row of one group may end inside a block.
+    count, blocks of a piece, out, stride of out, step of out). *count* numbers are multiplied; ``out`` gets a float32
+    for each pair: rows of inputs lie a stride apart, those of weights a step. Where groups are blocks or more, a piece
+    is a group of whole blocks, but that what a row of one group has beyond whole blocks is a piece too.
     """
     size, share = SCALE_SIZE[form.scales], form.share
 
@@ -206,7 +242,9 @@ def inner_integers(form: Format, rows: int) -> Any:
             [code.at(address, code.b.mul(stride, n)) for n in (n0, n1, n2, n3)]
             for address, stride in ((values, value_stride), (scales, scale_stride), (zeros, zero_stride))
         )
-        block = _Block(form, code, [code.at(x, code.times(x_stride, i)) for i in range(rows)])
+        blocks = code.b.udiv(code.at(count, form.block - 1), I64(form.block))
+        lines = [code.at(x, code.times(x_stride, i)) for i in range(rows)]
+        block = _Block(form, code, lines, code.times(blocks, form.inputs * VECTOR))
         totals = [[code.variable(zero(FLOATS)) for _ in range(rows)] for _ in of_values]
 
         def factors(group: Value, left: Value | None = None) -> list[tuple[list[Value], list[Value]]]:
@@ -215,26 +253,38 @@ def inner_integers(form: Format, rows: int) -> Any:
                 for s, z in zip(of_scales, of_zeros, strict=True)
             ]
 
-        def add(b: Value, found: list[tuple[list[Value], list[Value]]], left: Value | None = None) -> None:
-            for line, sums, (scale, offset) in zip(of_values, totals, found, strict=True):
-                place = code.at(line, code.times(b, VECTOR))
-                raw = code.load(place, BYTES) if left is None else code.load_first(place, left)
-                block.add_to(sums, raw, b, scale, offset)
+        def raw(line: Value, b: Value) -> Value:
+            return code.load(code.at(line, code.times(b, VECTOR)), BYTES)
 
         whole = code.b.udiv(count, I64(form.block))
         if share > 1:
             with code.loop(whole) as b:
-                add(b, factors(code.times(b, share)))
+                for line, sums, (scale, offset) in zip(of_values, totals, factors(code.times(b, share)), strict=True):
+                    block.alone(sums, raw(line, b), b, b, scale, offset)
+            last = whole
         else:
-            with code.loop(code.b.udiv(whole, unit)) as group:
-                found, first = factors(group), code.b.mul(group, unit)
+            last = code.b.udiv(whole, unit)
+            with code.loop(last) as piece:
+                parts = [[[code.variable(v) for v in row] for row in block.start(piece)] for _ in of_values]
+                first = code.b.mul(piece, unit)
                 with code.loop(unit) as i:
-                    add(code.at(first, i), found)
+                    b = code.at(first, i)
+                    for line, mine in zip(of_values, parts, strict=True):
+                        now = [[code.b.load(v) for v in row] for row in mine]
+                        block.multiply(now, raw(line, b), b)
+                        for row, changed in zip(mine, now, strict=True):
+                            for v, value in zip(row, changed, strict=True):
+                                code.b.store(value, v)
+                for sums, mine, (scale, offset) in zip(totals, parts, factors(piece), strict=True):
+                    block.scaled(sums, [[code.b.load(v) for v in row] for row in mine], piece, scale[0], offset)
         left = code.b.sub(count, code.times(whole, form.block))
         with code.when(code.b.icmp_signed(">", left, I64(0))):
             bytes_ = code.b.udiv(code.at(code.times(left, form.bits), 7), I64(8))
             groups = code.b.udiv(code.times(left, share), I64(form.block)) if share > 1 else None
-            add(whole, factors(code.times(whole, share) if share > 1 else I64(0), groups), bytes_)
+            found = factors(code.times(whole, share) if share > 1 else I64(0), groups)
+            for line, sums, (scale, offset) in zip(of_values, totals, found, strict=True):
+                some = code.load_first(code.at(line, code.times(whole, VECTOR)), bytes_)
+                block.alone(sums, some, whole, last, scale, offset)
         for j, sums in enumerate(totals):
             for i, total in enumerate(sums):
                 place = code.at(out, code.times(out_stride, i), code.times(out_step, j))

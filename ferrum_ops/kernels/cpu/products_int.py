@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ferrum_ops.kernels.cpu.integers import Format, inner_integers, pack_integers, pack_scales
+from ferrum_ops.kernels.cpu.integers import Format, blocks_of_piece, inner_integers, pack_integers, pack_scales
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.kernels.cpu.llvm import workspace
 from ferrum_ops.kernels.cpu.microkernels import SIZE, clear, outer_tile, scaled_outer_tile
@@ -20,6 +20,7 @@ _panel = workspace(DEPTH * COLUMNS)
 _panel_scales = workspace(DEPTH // 32 * LINE)
 _sums = workspace((BLOCK + 6) * LINE)
 _few_sums = workspace(FEW * 4 * CHUNK)
+_unit = jit(blocks_of_piece)
 
 
 def few_integers(form: Format) -> Callable[..., None]:
@@ -32,7 +33,7 @@ def few_integers(form: Format) -> Callable[..., None]:
         x, x_stride, _, _, _ = inputs
         w, w_stride, s, s_stride, z, z_stride, group = weights
         rows, count, columns = sizes
-        sums, unit = _few_sums(), max(1, min(group, count) // block)
+        sums, unit = _few_sums(), _unit(group, count, block)
         for n in range(first * CHUNK, min(end * CHUNK, columns), CHUNK):
             here = min(CHUNK, columns - n)
             quarter, last = (here + 3) // 4, n + here - 1
