@@ -19,6 +19,7 @@ from ferrum_models.layers import (
     Rotary,
 )
 from ferrum_models.weights import Weights
+from ferrum_ops import DynamicScaling
 
 __all__ = ["attention", "build", "common", "layer_types", "mlp", "qwen_window"]
 
@@ -70,6 +71,10 @@ def common(
     kinds = layer_types(settings, layers, kind)
     if rotary is None:
         rotary = {"full_attention": Rotary.from_settings(settings, size)}
+    positions: float = settings.integer("max_position_embeddings", default=2048)
+    scaling = rotary["full_attention"].scaling
+    if isinstance(scaling, DynamicScaling):  # it is there for sequences longer than those of the training
+        positions = scaling.max_position_embeddings * scaling.factor
     if "sliding_attention" in kinds and window is None:
         raise ValueError(f"{settings.source}: layer_types has sliding_attention, but sliding_window is not set")
     return {
@@ -82,7 +87,7 @@ def common(
         "head_dim": size,
         "rms_norm_eps": settings.number("rms_norm_eps", default=1e-6),
         "hidden_act": settings.choice("hidden_activation", "hidden_act", known=ACTIVATIONS, default=act),
-        "max_position_embeddings": settings.integer("max_position_embeddings", default=2048),
+        "max_position_embeddings": int(positions),
         "tie_word_embeddings": settings.flag("tie_word_embeddings", default=tie),
         "rotary": rotary,
         "layer_types": kinds,

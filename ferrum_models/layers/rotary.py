@@ -15,11 +15,15 @@ __all__ = ["Rotary"]
 
 Tables = tuple[Tensor, Tensor]
 _LEAST = 256
+#: scalings that stretch what a model was trained on: all positions, where a config does not say
+_FROM_ORIGINAL = ("llama3", "longrope", "su", "yarn")
 
 
 @dataclass(frozen=True)
 class Rotary:
     """How the heads of one kind of layer turn: *dim* dimensions of each, with frequencies from *theta* and *scaling*.
+
+    Where the scaling depends on how long a sequence is, keys that a cache holds stay turned as they were.
 
     Examples:
         >>> from ferrum_array import Device
@@ -79,6 +83,8 @@ class Rotary:
         entries.setdefault("max_position_embeddings", settings.get("max_position_embeddings"))
         if settings.get("original_max_position_embeddings") is not None:  # phi-3's place for it
             entries.setdefault("original_max_position_embeddings", settings.get("original_max_position_embeddings"))
+        if entries.get("rope_type", entries.get("type")) in _FROM_ORIGINAL:
+            entries.setdefault("original_max_position_embeddings", settings.get("max_position_embeddings"))
         try:
             scaling = rope_scaling(entries)
         except ValueError as error:
