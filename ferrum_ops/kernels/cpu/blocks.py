@@ -1,7 +1,7 @@
 """Kernels of ``linear`` for weights in the blocks of GGUF, which are read where they lie.
 
 A block becomes float32 in a buffer that stays in the nearest cache, and is multiplied with all rows of inputs there.
-With many rows of inputs the weights of some hundred columns become float32 first, and NumPy's product does the rest.
+With many rows of inputs the weights of some hundred columns become float32 first, and dense products do the rest.
 
 Each type is compiled by itself, because a model has one or two. What a block holds is said in
 ``ferrum_ops.quant.gguf_legacy`` and ``gguf_k``.
@@ -18,6 +18,7 @@ import numpy as np
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
+from ferrum_ops.gemm import linear as products
 from ferrum_ops.kernels.cpu.arrays import Array, empty, flat
 from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.intrinsics import get, get_bits, put
@@ -230,29 +231,30 @@ def linear(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype) -> Tensor
     blocks = count // found.block
     line = flat(w.parts["blocks"])
     halves = line.view(np.int16) if found.size % 2 == 0 else np.empty(0, np.int16)
-    numbers = flat(x.astype("f32", copy=False))
     result, target = empty((*x.shape[:-1], columns), fa.float32, x)
     if given <= _FEW[found.block] or not count:
+        numbers = flat(x.astype("f32", copy=False))
         grain = max(_GRAIN // max(count, 1), 1)
         work = crew(columns * count)
         _products(name)(line, halves, numbers, target, given, columns, blocks, grain, work)
     else:
-        _many(name, line, halves, numbers.reshape(given, count), target.reshape(given, columns))
+        x = fa.reshape(x.astype("f32", copy=False), (given, count))
+        _many(name, line, halves, x, target.reshape(given, columns))
     if bias is not None:
         result += bias.astype("f32", copy=False)
     return result.astype(out, copy=False)
 
 
-def _many(name: str, line: Array, halves: Array, x: Array, out: Array) -> None:
+def _many(name: str, line: Array, halves: Array, x: Tensor, out: Array) -> None:
     """Write the products of many rows of inputs, some columns of the weights at a time."""
     columns, count = out.shape[1], x.shape[1]
     found = TYPES[name]
-    some = max(_SOME // count, 1)
-    wide = np.empty((min(some, columns), count), np.float32)
+    some = min(max(_SOME // count, 1), columns)
+    wide, memory = empty((some, count), fa.float32, x)
     for first in range(0, columns, some):
-        part = wide[: min(some, columns - first)]
+        part = wide[: columns - first]
         blocks = part.size // found.block
         start = first * (count // found.block)
         grain = max(_GRAIN // found.block, 1)
-        _numbers(name)(line, halves, start, blocks, part.reshape(-1), grain, crew(part.size))
-        np.matmul(x, part.T, out=out[:, first : first + len(part)])
+        _numbers(name)(line, halves, start, blocks, memory, grain, crew(part.size))
+        out[:, first : first + part.shape[0]] = products(x, part)._data
