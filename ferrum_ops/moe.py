@@ -231,12 +231,7 @@ def grouped_linear(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Te
 
 @_GROUPED_LINEAR.reference
 def _grouped_linear(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
-    bounds = offsets.tolist()
-    if bounds[0] != 0 or any(b < a for a, b in pairwise(bounds)) or bounds[-1] > x.shape[0]:
-        raise ValueError(
-            f"grouped_linear: offsets must begin with 0, never decrease and end at {x.shape[0]} at most, the rows "
-            f"of x {describe(x)}, got {offsets}"
-        )
+    bounds = offsets_in_order(x, offsets)
     parts = [
         linear(x[start:stop], w[e], None if bias is None else bias[e])
         for e, (start, stop) in enumerate(pairwise(bounds))
@@ -386,6 +381,21 @@ def _moe_ffn(
 
 
 # What is asked for.
+
+
+def offsets_in_order(x: Tensor, offsets: Tensor) -> list[int]:
+    """The *offsets* of ``grouped_linear``, read back.
+
+    Raises:
+        ValueError: unless they begin with 0, never decrease and end at the rows of *x* at most.
+    """
+    bounds: list[int] = offsets.tolist()
+    if bounds[0] != 0 or any(b < a for a, b in pairwise(bounds)) or bounds[-1] > x.shape[0]:
+        raise ValueError(
+            f"grouped_linear: offsets must begin with 0, never decrease and end at {x.shape[0]} at most, the rows "
+            f"of x {describe(x)}, got {offsets}"
+        )
+    return bounds
 
 
 def ids_in_range(op: str, ids: Tensor, experts: int) -> None:

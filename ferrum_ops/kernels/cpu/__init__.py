@@ -108,31 +108,32 @@ register(
     ),
 )
 
-register(
-    *(
+_QUANTISED = ("quant:int4", "quant:int8", "zeros")
+
+
+def _products(suffix: str, dtypes: frozenset[Dtypes], more: tuple[str, ...], processor: tuple[str, ...]) -> list[Row]:
+    quantised = (*_QUANTISED, *more)
+    both = tuple(f"{w}:{feature}" for w in ("w13", "w2") for feature in quantised)
+    found = (
+        ("linear", "gemm:linear", (*quantised, "bias", "mixed", "dtype")),
+        ("grouped_linear", "moe:grouped_linear", (*quantised, "bias", "mixed")),
+        ("moe_ffn", "moe:moe_ffn", (*both, *_KINDS, "limit", "alpha", "up_offset", "b13", "b2", "mixed")),
+    )
+    return [
         _row(
-            "linear",
-            "gemm:linear",
-            *("quant:int4", "quant:int8", "zeros", "bias", "mixed", "dtype", *more),
+            op,
+            place,
+            *features,
             dtypes=dtypes,
-            name=f"linear{suffix}",
+            name=op + suffix,
             processor=processor,
-            when=f"{_HERE}.gemm:linear{'_a8' if more else ''}_refuses",
+            when=f"{_HERE}.{place}{'_a8' if more else ''}_refuses",
         )
-        for suffix, dtypes, more, processor in _PRODUCTS
-    )
-)
+        for op, place, features in found
+    ]
 
-#: GGUF's types of blocks, by their names as schemes
-_BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "gguf_mxfp4")
 
-register(
-    _row(
-        "linear",
-        "blocks:linear",
-        *(f"quant:{name}" for name in _BLOCKS),
-        *("bias", "mixed", "dtype"),
-        name="linear_blocks",
-        when=f"{_HERE}.blocks:linear_refuses",
-    )
-)
+for _which in _PRODUCTS:
+    register(*_products(*_which))
+
+register(_row("moe_combine", "moe:moe_combine", "residual"))

@@ -41,7 +41,7 @@ from ferrum_ops.quant.tensor import QuantTensor
 
 __all__ = [
     "EVERY", "Recipe", "Weights", "linear", "linear_a8_refuses", "linear_refuses", "no_a8", "prepared", "recipe",
-    "refuses", "weights_of",
+    "refuses", "weights_of", "written_as",
 ]  # fmt: skip
 
 _NAMES = {fa.float32: "f32", fa.float16: "f16", fa.bfloat16: "bf16"}
@@ -186,6 +186,11 @@ def prepared(line: Array, step: int, index: Array, rows: int, count: int, dtype:
     return as_rows(line, step, index, rows, count, wanted, helpers)
 
 
+def written_as(dtype: Dtype) -> int:
+    """How results of a dtype are written: see ``products``."""
+    return _WRITTEN[dtype]
+
+
 def linear_refuses(_x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) -> str | None:
     """Why the kernel does not take a call, or None."""
     if out not in _WRITTEN:
@@ -210,7 +215,7 @@ def linear(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) 
     output = (
         target.ctypes.data,
         columns * target.itemsize,
-        _WRITTEN[out],
+        written_as(out),
         0 if biases is None else biases.ctypes.data,
     )
     work = columns * count * given
