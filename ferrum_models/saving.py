@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -44,6 +45,8 @@ _BESIDE = (
     "vocab.txt",
 )
 _SHARD = 2 << 30
+#: so many numbers are quantised at once
+_BLOCK = 1 << 23
 #: schemes that are wanted so often that they have a shorter name here
 _SHORT = {"int4": "int4-g32"}
 
@@ -212,7 +215,29 @@ def _in(value: Parameter, goal: Scheme | None) -> Parameter:
         if value.scheme == goal:
             return repack(value, "plain")
         value = dequantize(value, fa.float32)
-    return quantize(value, goal)
+    return _quantised(value, goal)
+
+
+def _quantised(x: Tensor, scheme: Scheme) -> QuantTensor:
+    """What ``quantize`` gives, rows after rows, so that large tensors need little memory beside the result."""
+    *lead, n, k = x.shape
+    wanted = scheme.parts(n, k)
+    unit = math.lcm(*(part.per for part in wanted.values()))
+    rows = max(_BLOCK // max(math.prod(lead) * k, 1) // unit * unit, unit)
+    if n <= rows:
+        return quantize(x, scheme)
+    parts: dict[str, Tensor] = {}
+    for start in range(0, n, rows):
+        stop = min(start + rows, n)
+        for name, value in quantize(x[..., start:stop, :], scheme).parts.items():
+            part = wanted[name]
+            if name not in parts:
+                parts[name] = fa.empty((*lead, *part.shape), dtype=value.dtype, device=value.device)
+            assert part.axis is not None, "schemes that can be made share nothing between rows"
+            cut: list[slice] = [slice(None)] * value.ndim
+            cut[part.axis] = slice(start // part.per * part.places, -(-stop // part.per) * part.places)
+            parts[name][tuple(cut)] = value
+    return QuantTensor(scheme, x.shape, parts, x.dtype)
 
 
 @dataclass

@@ -15,10 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from ferrum_models import Tokenizer, convert, load, random_model, save_model
+from ferrum_models import Tokenizer, convert, load, random_model, save_model, saving
 from ferrum_models.causal import CausalLM
 from ferrum_models.families import FAMILIES
 from ferrum_ops import QuantTensor, dequantize, quantize
+from ferrum_ops.quant.names import scheme as scheme_of
 from tests.models import gguf_models, parity
 from tests.models.checkpoints import IDS
 from tests.models.test_gguf_vocabulary import bytes_vocabulary
@@ -242,6 +243,23 @@ def test_little_memory_is_needed(tmp_path: Path) -> None:
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.3 * peaks[0]
+
+
+@given(
+    scheme=st.sampled_from(
+        ["int8", "int4-g16-asym", "mlx4-g32", "q8_0", "mxfp4", "fp8_e5m2", "fp8_e4m3-b3x16", "int8-g32-bf16"]
+    ),
+    lead=st.sampled_from([(), (3,)]),
+    rows=st.integers(0, 20),
+    block=st.integers(1, 900),
+)
+def test_large_matrices_are_quantised_in_parts(scheme: str, lead: tuple[int, ...], rows: int, block: int) -> None:
+    x = fa.random.default_rng(rows).normal((*lead, rows, 32), dtype="bf16")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(saving, "_BLOCK", block)
+        found = saving._quantised(x, scheme_of(scheme))
+    assert _equal(found, quantize(x, scheme))
+    assert found.dtype is fa.bfloat16
 
 
 def test_progress_is_told(tmp_path: Path) -> None:
