@@ -170,20 +170,36 @@ class CausalLM(Module):
             padded[number, row] = logits[start : start + row.stop - row.start]
         return padded
 
-    def forward(self, ids: Tensor, lengths: Sequence[int], cache: ModelCache | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,
+        lengths: Sequence[int],
+        cache: ModelCache | None = None,
+        whole: Sequence[int] | None = None,
+    ) -> Tensor:
         """The last layer's vectors [T, hidden], normalised, of token *ids* [T], *lengths* of each sequence.
 
+        Args:
+            ids: the tokens of all sequences, one after the other.
+            lengths: how many there are of each sequence.
+            cache: of so many sequences; it then holds these tokens too.
+            whole: for prompts that are read in pieces how long they are as a whole, so that RoPE that depends on it
+                turns all pieces alike; as long as each sequence is after this pass, if absent. Tokens after it turn as
+                in a text that they end.
+
         Raises:
-            ValueError: for sequences longer than the model's positions or the cache. IndexError: for ids outside the
-            vocabulary. The cache is then as before.
+            ValueError: for sequences longer than the model's positions or the cache, and another number of *whole*
+            lengths. IndexError: for ids outside the vocabulary. The cache is then as before.
         """
         made = Pass(SequenceMeta.packed(lengths), None) if cache is None else cache.plan(lengths)
         config, meta = self.config, made.meta
         longest = max(meta.key_lengths, default=0)
         if longest > config.max_position_embeddings:
             raise ValueError(f"a sequence has {longest} tokens, but positions end at {config.max_position_embeddings}")
-        positions = meta.token_positions
-        tables = {kind: rotary.tables(positions, ids.device, max(longest, 1)) for kind, rotary in config.rotary.items()}
+        lasting = meta.key_lengths if whole is None else whole
+        if len(lasting) != len(lengths):
+            raise ValueError(f"whole must have a length for each of {len(lengths)} sequences, got {list(lasting)}")
+        tables = {kind: rotary.packed(meta, ids.device, lasting) for kind, rotary in config.rotary.items()}
         step = Step(meta, tables, () if cache is None else cache.layers, made.blocks)
         x = self.model(ids, step)
         if cache is not None:

@@ -129,6 +129,7 @@ class Batch:
         """Read what *rows* have left: the vectors [rows, hidden] of their last tokens."""
         model, chunk = self._model, self._cache.room.chunk
         left = {row: self._left[row] for row in rows}
+        whole = [held + len(left.get(row, ())) for row, held in enumerate(self._cache.lengths)]
         last: dict[int, Tensor] = {}
         while len(last) < len(rows):
             budget, tokens, taken = max(_PASS, len(rows)), [0] * len(self.ids), []
@@ -136,7 +137,7 @@ class Batch:
                 tokens[row] = min(chunk, budget, len(left[row]))
                 budget -= tokens[row]
                 taken += left[row][: tokens[row]]
-            x = model.forward(fa.asarray(taken, dtype=fa.int64, device=model.device), tokens, self._cache)
+            x = model.forward(fa.asarray(taken, dtype=fa.int64, device=model.device), tokens, self._cache, whole)
             if len(taken) == len(rows) and not last:  # one token each, as in every step but the first
                 return x
             end = 0

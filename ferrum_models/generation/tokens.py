@@ -204,13 +204,16 @@ def checked_prompt(model: CausalLM, ids: Sequence[int]) -> list[int]:
     return prompt
 
 
-def prefill(model: CausalLM, prompt: Sequence[int], cache: ModelCache) -> Tensor:
-    """Read *prompt* into *cache*, in pieces that it has room for; the logits [1, V] after its last token."""
-    chunk = cache.room.chunk
+def prefill(model: CausalLM, prompt: Sequence[int], cache: ModelCache, more: int = 0) -> Tensor:
+    """Read *prompt*, of which so many *more* tokens follow, into *cache*, in pieces that it has room for.
+
+    The result are the logits [1, V] after its last token.
+    """
+    chunk, whole = cache.room.chunk, [cache.lengths[0] + len(prompt) + more]
     x = None
     for start in range(0, len(prompt), chunk):
         piece = fa.asarray(list(prompt[start : start + chunk]), dtype=fa.int64, device=model.device)
-        x = model.forward(piece, [piece.shape[0]], cache)
+        x = model.forward(piece, [piece.shape[0]], cache, whole)
     assert x is not None, "prompts are not empty"
     return model.logits(x[-1:])
 
@@ -265,9 +268,9 @@ def _speculative(
     if room < 1:
         return
     if len(prompt) > 1:
-        prefill(model, prompt[:-1], cache)
+        prefill(model, prompt[:-1], cache, 1)
     if len(helper_prompt) > 1:
-        prefill(draft.model, helper_prompt[:-1], helper)
+        prefill(draft.model, helper_prompt[:-1], helper, 1)
     pending = [prompt[-1]]  # what the model has not read yet: one token; the helper may lack one more
     behind = [prompt[-1]]
     given = 0
@@ -277,7 +280,7 @@ def _speculative(
         drafts, shares, marks = _drafts(draft.model, behind, helper, chooser, rules, count)
         states = cache.states
         fed = fa.asarray([*pending, *drafts], dtype=fa.int64, device=device)
-        logits = model.logits(model.forward(fed, [fed.shape[0]], cache))
+        logits = model.logits(model.forward(fed, [fed.shape[0]], cache, [0]))  # each as if it were the last
         verified = spec_verify(
             _shares(chooser, rules, logits),
             shares,
@@ -289,7 +292,7 @@ def _speculative(
         base = cache.lengths[0] - count
         if states and accepted < count:  # recurrent layers go back to before all drafts, and read those that hold again
             cache.truncate([base - 1], states)
-            model.forward(fed[: 1 + accepted], [1 + accepted], cache)
+            model.forward(fed[: 1 + accepted], [1 + accepted], cache, [0])
         else:
             cache.truncate([base + accepted])
         if count:  # the last draft was never read

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import ferrum_array as fa
 from ferrum_array import Device, Tensor
 from ferrum_models.config import Settings
-from ferrum_ops import RopeScaling, rope_scaling, rope_table
+from ferrum_ops import RopeScaling, SequenceMeta, rope_scaling, rope_table
 
 __all__ = ["Rotary"]
 
@@ -56,6 +57,24 @@ class Rotary:
             return known[0][first : first + len(positions)], known[1][first : first + len(positions)]
         rows = fa.asarray(positions, dtype=fa.int64, device=device)
         return fa.take(known[0], rows, axis=0), fa.take(known[1], rows, axis=0)
+
+    def packed(self, meta: SequenceMeta, device: Device, whole: Sequence[int]) -> Tables:
+        """Cosines and sines of the tokens of packed sequences.
+
+        Where they depend on the length, the tokens of a sequence before ``whole[s]`` turn as in one of that length, and
+        each later one as in a sequence that it ends.
+        """
+        if self.scaling is None or not self.scaling.by_length:
+            return self.tables(meta.token_positions, device)
+        parts = []
+        for (start, stop), length in zip(pairwise(meta.cu_seqlens), whole, strict=True):
+            places = meta.token_positions[start:stop]
+            early = tuple(place for place in places if place < length)
+            parts += [self.tables(early, device, length)] if early else []
+            parts += [self.tables((place,), device, place + 1) for place in places if place >= length]
+        if not parts:
+            return self.tables((), device, 1)
+        return fa.concat([cos for cos, _ in parts]), fa.concat([sin for _, sin in parts])
 
     @classmethod
     def from_settings(

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from ferrum_models import CausalLM, Sampling, Tokenizer, generate, generate_ids, load, stream_generate
+from ferrum_models import Batch, CausalLM, Sampling, Tokenizer, generate, generate_ids, load, stream_generate
 from ferrum_models.generation import Draft, generate_tokens
 from ferrum_models.generation.text import StopText
 from tests.models import parity
@@ -44,6 +44,50 @@ def tokenizer(pair: tuple[Path, Any]) -> Tokenizer:
 def test_greedy_tokens_are_those_of_transformers(pair: tuple[Path, Any], model: CausalLM) -> None:
     expected = parity.greedy_of(pair[1], PROMPT, 40)
     assert list(generate_ids(model, PROMPT, max_new_tokens=40)) == expected
+
+
+STRETCHED: dict[str, dict[str, Any]] = {
+    "dynamic": {"rope_parameters": {"rope_type": "dynamic", "factor": 6.0, "rope_theta": 100.0}},
+    "longrope": {
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "short_factor": [1.0, 1.5, 2.0, 2.0],
+            "long_factor": [2.0, 3.0, 5.0, 8.0],
+            "original_max_position_embeddings": 12,
+            "rope_theta": 100.0,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("rope", STRETCHED)
+@pytest.mark.parametrize("length", [7, 25])
+def test_rope_that_depends_on_the_length(device: fa.Device, tmp_path: Path, rope: str, length: int) -> None:
+    """Prompts in pieces, rows of unequal lengths and drafts give the tokens of transformers, before and beyond."""
+    positions = 12 if rope == "dynamic" else 72
+    peer = parity.make("LlamaConfig", tmp_path, eos_token_id=None, max_position_embeddings=positions, **STRETCHED[rope])
+    model = load(tmp_path, device=device)[0]
+    assert model.config.max_position_embeddings == 72
+    prompt = [(n * n + 5 * n) % 61 for n in range(length)]
+    expected = parity.greedy_of(peer, prompt, 16)
+    assert len(set(expected)) > 3
+    assert list(generate_ids(model, prompt, max_new_tokens=16)) == expected
+    pieces = model.make_cache(1, 72, chunk=4)
+    assert list(generate_ids(model, prompt, max_new_tokens=16, cache=pieces)) == expected
+    assert list(generate_ids(model, prompt, max_new_tokens=16, draft=Draft(model, 3))) == expected
+    batch = Batch(model, [prompt, [3] * 30, [4]], max_new_tokens=16)
+    while batch.rows:
+        batch.step()
+    assert batch.ids[0] == expected
+    # and as exactly as numbers can tell, in pieces as in one go
+    ids = fa.asarray(prompt, device=device)
+    whole = model.forward(ids, [length])
+    cache = model.make_cache(1, 72)
+    first = model.forward(ids[:5], [5], cache, [length])
+    rest = model.forward(ids[5:], [length - 5], cache, [length])
+    np.testing.assert_allclose(fa.concat([first, rest]).numpy(), whole.numpy(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match=r"whole must have a length for each of 1 sequences, got \[1, 2\]"):
+        model.forward(ids, [length], whole=[1, 2])
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "paged"])
