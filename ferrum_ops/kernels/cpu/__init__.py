@@ -137,3 +137,17 @@ for _which in _PRODUCTS:
     register(*_products(*_which))
 
 register(_row("moe_combine", "moe:moe_combine", "residual"))
+
+#: GGUF's types of blocks, by their names as schemes
+_BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "gguf_mxfp4")
+
+register(
+    _row(
+        "linear",
+        "blocks:linear",
+        *(f"quant:{name}" for name in _BLOCKS),
+        *("bias", "mixed", "dtype"),
+        name="linear_blocks",
+        when=f"{_HERE}.blocks:linear_refuses",
+    )
+)

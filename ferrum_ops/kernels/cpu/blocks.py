@@ -1,6 +1,7 @@
 """Kernels of ``linear`` for weights in the blocks of GGUF, which are read where they lie.
 
-A block becomes float32 in a buffer that stays in the nearest cache, and is multiplied with all rows of inputs there.
+One row of inputs is multiplied with the integers of a block as they are read, see ``block_dots``. With a few rows a
+block becomes float32 in a buffer that stays in the nearest cache, and is multiplied with all of them there.
 With many rows of inputs the weights of some hundred columns become float32 first, and dense products do the rest.
 
 Each type is compiled by itself, because a model has one or two. What a block holds is said in
@@ -21,6 +22,7 @@ from ferrum_array import Dtype, Tensor
 from ferrum_ops.gemm import linear as products
 from ferrum_ops.kernels.cpu.arrays import Array, empty, flat
 from ferrum_ops.kernels.cpu.atomic import task
+from ferrum_ops.kernels.cpu.block_dots import DOTS, POWERS, step_and_offset
 from ferrum_ops.kernels.cpu.intrinsics import get, get_bits, put
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.kernels.cpu.threads import crew, share
@@ -37,9 +39,8 @@ _SOME = 1 << 20
 _GRAIN = 1 << 15
 _DTYPES = (fa.float32, fa.float16, fa.bfloat16)
 _0, _4, _8, _16, _32, _128 = (np.float32(number) for number in (0, 4, 8, 16, 32, 128))
-#: of MXFP4: twice the 4-bit floats, and powers of two by their exponents
+#: twice the 4-bit floats of MXFP4
 _DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.float32)
-_POWERS = np.array([2.0 ** (e - 128) for e in range(256)], np.float32)
 
 # Each writes the numbers of the block at byte *at* of the line *b*, whose bytes in pairs are the halves *h*,
 # to the line *y* from place *to* on. All in float32, where integers of some bits are exact.
@@ -92,7 +93,7 @@ def _q8_0(b: Any, h: Any, at: int, y: Any, to: int) -> None:
 
 @jit(inner=True)
 def _mxfp4(b: Any, _h: Any, at: int, y: Any, to: int) -> None:
-    d = _POWERS[b[at]]
+    d = POWERS[b[at]]
     for i in range(16):
         byte = b[at + 1 + i]
         put(y, to + i, d * _DOUBLED[byte & 15])
@@ -123,21 +124,10 @@ def _q3_k(b: Any, h: Any, at: int, y: Any, to: int) -> None:
 
 
 @jit(inner=True)
-def _step_and_offset(b: Any, at: int, group: int) -> Any:
-    """The 6-bit scale and offset of a group, in the 12 bytes from *at* on."""
-    if group < 4:
-        return get_bits(b, at + group, 0, 63), get_bits(b, at + 4 + group, 0, 63)
-    return (
-        get_bits(b, at + 4 + group, 0, 15) + _16 * get_bits(b, at + group - 4, 6, 3),
-        get_bits(b, at + 4 + group, 4, 15) + _16 * get_bits(b, at + group, 6, 3),
-    )
-
-
-@jit(inner=True)
 def _q4_k(b: Any, h: Any, at: int, y: Any, to: int) -> None:
     d, least = get(h, at >> 1), get(h, (at >> 1) + 1)
     for group in range(8):
-        s, o = _step_and_offset(b, at + 4, group)
+        s, o = step_and_offset(b, at + 4, group)
         step, offset, q, shift = d * s, least * o, at + 16 + group // 2 * 32, group % 2 * 4
         for i in range(32):
             put(y, to + 32 * group + i, step * get_bits(b, q + i, shift, 15) - offset)
@@ -147,7 +137,7 @@ def _q4_k(b: Any, h: Any, at: int, y: Any, to: int) -> None:
 def _q5_k(b: Any, h: Any, at: int, y: Any, to: int) -> None:
     d, least = get(h, at >> 1), get(h, (at >> 1) + 1)
     for group in range(8):
-        s, o = _step_and_offset(b, at + 4, group)
+        s, o = step_and_offset(b, at + 4, group)
         step, offset, q, shift = d * s, least * o, at + 48 + group // 2 * 32, group % 2 * 4
         for i in range(32):
             number = get_bits(b, q + i, shift, 15) + _16 * get_bits(b, at + 16 + i, group, 1)
@@ -200,6 +190,26 @@ def _products(name: str) -> Any:
 
 
 @cache
+def _row(name: str) -> Any:
+    """The products of one row of inputs [K] with the columns [N, K] of a type: [N]."""
+    dot, length, size = DOTS[name], TYPES[name].block, TYPES[name].size
+
+    @jit(variant=(name,))
+    def part(b: Any, h: Any, x: Any, out: Any, blocks: int, first: int, end: int) -> None:
+        for column in range(first, end):
+            total = _0
+            for block in range(blocks):
+                total += dot(b, h, (column * blocks + block) * size, x, block * length)
+            out[column] = total
+
+    @jit(variant=(name,))
+    def whole(b: Any, h: Any, x: Any, out: Any, columns: int, blocks: int, grain: int, crew: int) -> None:
+        share(crew, task(part, (b, h, x, out, blocks)), columns, grain)
+
+    return whole
+
+
+@cache
 def _numbers(name: str) -> Any:
     """The numbers of some blocks of a type."""
     read, length, size = _READ[name], TYPES[name].block, TYPES[name].size
@@ -236,7 +246,10 @@ def linear(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype) -> Tensor
         numbers = flat(x.astype("f32", copy=False))
         grain = max(_GRAIN // max(count, 1), 1)
         work = crew(columns * count)
-        _products(name)(line, halves, numbers, target, given, columns, blocks, grain, work)
+        if given == 1 and name in DOTS:
+            _row(name)(line, halves, numbers, target, columns, blocks, grain, work)
+        else:
+            _products(name)(line, halves, numbers, target, given, columns, blocks, grain, work)
     else:
         x = fa.reshape(x.astype("f32", copy=False), (given, count))
         _many(name, line, halves, x, target.reshape(given, columns))
