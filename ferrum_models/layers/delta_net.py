@@ -133,7 +133,7 @@ class GatedDeltaNet(Module):
         q, k, v, z = self._split(self.in_proj_qkvz(x), self.key_dim, self.key_dim, values // self.key_heads)
         b, a = self._split(self.in_proj_ba(x), heads // self.key_heads)
         old = step.kept[self.number] if step.kept else None
-        mixed = fa.concat([part.reshape(tokens, -1) for part in (q, k, v)], axis=-1)
+        mixed = fa.concat([q.reshape(tokens, keys), k.reshape(tokens, keys), v.reshape(tokens, values)], axis=-1)
         mixed, conv = self.conv1d(mixed, None if old is None else old.conv, step, self.act)
         g, beta = gdn_gates(a.reshape(tokens, heads), b.reshape(tokens, heads), self.A_log, self.dt_bias)
         read, delta = gated_delta_rule(
@@ -162,7 +162,7 @@ class GatedDeltaNet(Module):
 
     def _split(self, x: Tensor, *sizes: int) -> list[Tensor]:
         """Each key head's numbers in parts of these *sizes*, and what is left: [T, key_heads, size] each."""
-        both = x.reshape(x.shape[0], self.key_heads, -1)
+        both = x.reshape(x.shape[0], self.key_heads, x.shape[1] // self.key_heads)
         parts, start = [], 0
         for size in (*sizes, both.shape[-1] - sum(sizes)):
             parts.append(both[..., start : start + size])
