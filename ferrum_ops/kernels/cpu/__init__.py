@@ -106,6 +106,9 @@ register(
         *("full", "window", "softcap", "sinks", "ring", "lse"),
         dtypes=_CACHES,
     ),
+    _row("kv_append", "caching:kv_append", dtypes=_CACHES),
+    _row("kv_gather", "caching:kv_gather", dtypes=frozenset((y, x) for x, y in _CACHES)),
+    _row("kv_copy_blocks", "caching:kv_copy_blocks", dtypes=_FLOATS | {(fa.int8,)}),
 )
 
 _QUANTISED = ("quant:int4", "quant:int8", "zeros")

@@ -20,7 +20,9 @@ import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_array.tensor import wrap
 
-__all__ = ["Array", "bits", "empty", "empty_like", "flat", "flat_or_nothing", "heads", "new", "plain", "rows"]
+__all__ = [
+    "Array", "bits", "empty", "empty_like", "flat", "flat_or_nothing", "heads", "new", "plain", "rows", "written",
+]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
 
@@ -134,3 +136,10 @@ def empty(shape: tuple[int, ...], dtype: Dtype, like: Tensor) -> tuple[Tensor, A
     """A new tensor of *shape* and *dtype* on the device of *like*, and its elements in one axis, to be written."""
     result = fa.empty(shape, dtype=dtype, device=like.device)
     return result, bits(result._data.ravel(), dtype)
+
+
+def written(x: Tensor) -> Array:
+    """The elements of *x* in one axis, to be written: where others see the memory, *x* gets memory of its own first."""
+    if not (x._spec.device.backend.exclusive(x) and x._data.flags.c_contiguous):
+        x._data = x._data.copy(order="C")
+    return bits(x._data.reshape(-1), x._spec.dtype)

@@ -17,7 +17,7 @@ from ferrum_array import Dtype
 from ferrum_ops.kernels.cpu.arrays import Array
 from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.integers import Format, blocks_of_piece
-from ferrum_ops.kernels.cpu.intrinsics import get, get_int, put
+from ferrum_ops.kernels.cpu.intrinsics import from_bits, get, get_int, magnitude, put
 from ferrum_ops.kernels.cpu.jit import EXACT, intrinsic, jit
 from ferrum_ops.kernels.cpu.threads import share
 
@@ -33,26 +33,6 @@ _KINDS = {"int8": _INT8, "bf16": _BF16, "f32": _F32}
 _STORED: dict[Dtype, Any] = {fa.float32: np.float32, fa.bfloat16: np.uint16}
 #: the bits of infinity
 _INFINITE = np.int32(0x7F800000)
-
-
-@intrinsic
-def _magnitude(_typing: Any, _x: Any) -> Any:
-    """The bits of the absolute value, which are ordered as the values are, NaN above all."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.and_(builder.bitcast(args[0], _I32), _I32(0x7FFFFFFF))
-
-    return types.int32(types.float32), generate
-
-
-@intrinsic
-def _from_bits(_typing: Any, _bits: Any) -> Any:
-    """The float32 of these bits."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.bitcast(args[0], _FLOAT)
-
-    return types.float32(types.int32), generate
 
 
 @intrinsic
@@ -111,8 +91,8 @@ def _quantise_row(x: Any, at: int, count: int, group: int, q: Any, to: int, end:
         stop = min(start + group, count)
         most = np.int32(0)
         for i in range(start, stop):
-            most = max(most, _magnitude(get(x, at + i)))
-        scale = max(_from_bits(most) / _HIGHEST, _LEAST)
+            most = max(most, magnitude(get(x, at + i)))
+        scale = max(from_bits(most) / _HIGHEST, _LEAST)
         factor = _ONE / scale
         if most >= _INFINITE:
             scale, factor = _NAN, _ZERO
@@ -149,7 +129,7 @@ def _lanes_of_integers(
         for b in range(blocks):
             for i in range(in_lane):
                 total = _plus(total, get_int(q, at + (b * 16 + lane) * in_lane + i))
-        put(out, to + lane, np.float32(total) if floats else _from_bits(np.int32(total * factor)))
+        put(out, to + lane, np.float32(total) if floats else from_bits(np.int32(total * factor)))
 
 
 @jit

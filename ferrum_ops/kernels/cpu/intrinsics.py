@@ -17,7 +17,11 @@ from numba.core import cgutils as untyped
 
 from ferrum_ops.kernels.cpu.jit import intrinsic
 
-__all__ = ["exp", "exp_below", "get", "get_bits", "get_int", "put", "widen", "write_exp", "write_exp_below"]
+__all__ = ["exp", "exp_below", "get", "get_bits", "get_int", "magnitude", "put", "put_int"] + [
+    "widen",
+    "write_exp",
+    "write_exp_below",
+]
 
 types: Any = untyped_types  # numba's types are of some versions and incomplete
 cgutils: Any = untyped
@@ -131,6 +135,40 @@ def get_int(_typing: Any, array: Any, _index: Any) -> Any:
         return builder.sext(builder.load(_place(context, builder, array, *args)), _I32)
 
     return types.int32(array, types.intp), generate
+
+
+@intrinsic
+def put_int(_typing: Any, array: Any, _index: Any, _value: Any) -> Any:
+    """Write a number between -128 and 127 to a place of an int8 array: the nearest integer, half to even."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_F32, [_F32])
+        rint = cgutils.get_or_insert_function(builder.module, kind, "llvm.rint.f32")
+        code = builder.trunc(builder.fptosi(builder.call(rint, [args[2]]), _I32), _I8)
+        builder.store(code, _place(context, builder, array, *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.float32), generate
+
+
+@intrinsic
+def magnitude(_typing: Any, _x: Any) -> Any:
+    """The bits of the absolute value, which are ordered as the values are, NaN above all."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.and_(builder.bitcast(args[0], _I32), _I32(0x7FFFFFFF))
+
+    return types.int32(types.float32), generate
+
+
+@intrinsic
+def from_bits(_typing: Any, _bits: Any) -> Any:
+    """The float32 of these bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.bitcast(args[0], _F32)
+
+    return types.float32(types.int32), generate
 
 
 # exp(x) = 2**n * exp(r) with n = round(x / log(2)) and |r| <= log(2) / 2. Adding 1.5 * 2**23 rounds to an integer,
