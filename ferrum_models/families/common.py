@@ -23,16 +23,18 @@ from ferrum_ops import DynamicScaling
 
 __all__ = ["attention", "build", "common", "layer_types", "mlp", "qwen_window"]
 
-_KINDS = ("full_attention", "sliding_attention", "linear_attention")
+_KINDS = ("full_attention", "sliding_attention")
 
 
-def layer_types(settings: Settings, layers: int, default: Callable[[int], str]) -> tuple[str, ...]:
+def layer_types(
+    settings: Settings, layers: int, default: Callable[[int], str], known: tuple[str, ...] = _KINDS
+) -> tuple[str, ...]:
     """The kind of each layer: what the config lists, or else what *default* says of its number.
 
     Raises:
-        ValueError: for a kind that is not known, or a list of another length.
+        ValueError: for a kind that is not among the *known*, or a list of another length.
     """
-    listed = settings.words("layer_types", layers, _KINDS)
+    listed = settings.words("layer_types", layers, known)
     return tuple(map(default, range(layers))) if listed is None else listed
 
 
@@ -40,6 +42,7 @@ def common(
     settings: Settings,
     *,
     kind: Callable[[int], str] = lambda number: "full_attention",
+    kinds: tuple[str, ...] = _KINDS,
     head_dim: int | None = None,
     rotary: dict[str, Rotary] | None = None,
     act: str = "silu",
@@ -51,6 +54,7 @@ def common(
     Args:
         settings: the config.
         kind: the kind of a layer by its number, where the config does not list them.
+        kinds: those that the family has.
         head_dim: the length of a head where the config does not say; hidden_size / num_attention_heads if absent.
         rotary: how heads turn, by kind of layer; by default alike in all layers, as the config says.
         act: the activation function where the config does not say.
@@ -68,14 +72,14 @@ def common(
         )
     size = settings.integer("head_dim", default=head_dim or hidden // heads or 1)
     layers = settings.integer("num_hidden_layers")
-    kinds = layer_types(settings, layers, kind)
+    listed = layer_types(settings, layers, kind, kinds)
     if rotary is None:
         rotary = {"full_attention": Rotary.from_settings(settings, size)}
     positions: float = settings.integer("max_position_embeddings", default=2048)
     scaling = rotary["full_attention"].scaling
     if isinstance(scaling, DynamicScaling):  # it is there for sequences longer than those of the training
         positions = scaling.max_position_embeddings * scaling.factor
-    if "sliding_attention" in kinds and window is None:
+    if "sliding_attention" in listed and window is None:
         raise ValueError(f"{settings.source}: layer_types has sliding_attention, but sliding_window is not set")
     return {
         "vocab_size": settings.integer("vocab_size"),
@@ -90,7 +94,7 @@ def common(
         "max_position_embeddings": int(positions),
         "tie_word_embeddings": settings.flag("tie_word_embeddings", default=tie),
         "rotary": rotary,
-        "layer_types": kinds,
+        "layer_types": listed,
         "sliding_window": window,
         "dtype": settings.dtype(),
         "eos_token_ids": settings.integers("eos_token_id"),

@@ -69,7 +69,7 @@ class DeepseekV3Config(DecoderConfig):
                 "see num_experts_per_tok, n_routed_experts, topk_group and n_group"
             )
         return cls(
-            **common(settings, head_dim=turning, rotary={"full_attention": rotary}),
+            **common(settings, kinds=("full_attention",), head_dim=turning, rotary={"full_attention": rotary}),
             attention_bias=settings.flag("attention_bias"),
             attention_scale=(plain + turning) ** -0.5 * _stretch(rotary) ** 2,
             first_k_dense_replace=settings.integer("first_k_dense_replace", default=3, least=0),

@@ -46,11 +46,10 @@ class Qwen3NextConfig(DecoderConfig):
         shared = common(
             settings,
             kind=lambda number: "linear_attention" if (number + 1) % interval else "full_attention",
+            kinds=("full_attention", "linear_attention"),
             head_dim=256,
             rotary={"full_attention": Rotary.from_settings(settings, size, share=0.25)},
         )
-        if "sliding_attention" in shared["layer_types"]:
-            raise ValueError(f"{settings.source}: layer_types has sliding_attention, which Qwen3-Next does not have")
         heads = settings.integer("linear_num_key_heads", default=16)
         values = settings.integer("linear_num_value_heads", default=32)
         if values % heads:

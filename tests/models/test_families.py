@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 import ferrum_array as fa
 from ferrum_models import generate_ids, load, random_model
+from ferrum_models.causal import DecoderConfig
 from ferrum_models.config import Settings
 from ferrum_models.families import family
 from ferrum_ops import LinearScaling
@@ -251,6 +253,71 @@ def test_other_tensors_are_not_ignored(seeing: tuple[Path, Any], tmp_path: Path)
         fa.io.save_safetensors({**tensors, name: tensors[norm]}, tmp_path / "model.safetensors")
         with pytest.raises(ValueError, match=message):
             load(tmp_path)
+
+
+def test_what_a_config_need_not_say() -> None:
+    """A config without the entries of its family means what transformers takes for granted."""
+    import transformers
+
+    named = {"deepseek_v3": "DeepseekV3Config", "qwen3_next": "Qwen3NextConfig"}
+    for model_type, name in named.items():
+        peer = getattr(transformers, name)()
+        said = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        settings = Settings({"model_type": model_type, **{key: getattr(peer, key) for key in said}})
+        config = family(settings).config(settings)
+        own = {one.name for one in dataclasses.fields(config)} - {one.name for one in dataclasses.fields(DecoderConfig)}
+        computed = {"attention_scale", "prediction_layers", "sparse"}
+        assert len(own - computed) > 8
+        for one in own - computed:
+            assert getattr(config, one) == getattr(peer, one), one
+    next_one = config.rotary["full_attention"]
+    assert (next_one.dim, config.layer_types[:5]) == (
+        64,
+        (*["linear_attention"] * 3, "full_attention", "linear_attention"),
+    )
+    assert list(config.layer_types) == peer.layer_types
+
+
+@pytest.mark.parametrize(
+    ("model_type", "entries", "message"),
+    [
+        ("deepseek_v3", {"n_group": 5}, "8 experts of 256 cannot come from 4 of 5 groups"),
+        ("deepseek_v3", {"topk_group": 9}, "cannot come from 9 of 8 groups"),
+        ("deepseek_v3", {"num_experts_per_tok": 200}, "200 experts of 256 cannot come from 4 of 8 groups"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax', which is not implemented"),
+        ("deepseek_v3", {"topk_method": "greedy"}, "topk_method is 'greedy', which is not implemented"),
+        ("deepseek_v3", {"moe_layer_freq": 2}, "moe_layer_freq is 2, which is not implemented"),
+        ("deepseek_v3", {"rope_scaling": {"type": "yarn", "factor": 2.0, "mscale": 1.0}}, "mscale_all_dim are needed"),
+        ("qwen3_next", {"linear_num_value_heads": 5}, "linear_num_value_heads 5 is not a multiple"),
+        ("qwen3_next", {"layer_types": ["sliding_attention"] * 3}, "out of full_attention, linear_attention, got"),
+        ("llama", {"layer_types": ["linear_attention"] * 3}, "out of full_attention, sliding_attention, got"),
+        ("deepseek_v3", {"layer_types": ["linear_attention"] * 3}, "out of full_attention, got"),
+        ("qwen3_next", {"layer_types": ["recurrent"] * 3}, "layer_types must be 3 words out of"),
+    ],
+)
+def test_configs_that_are_refused(model_type: str, entries: dict[str, Any], message: str) -> None:
+    settings = Settings({**parity.TINY, "model_type": model_type, "sliding_window": 4, **entries})
+    with pytest.raises(ValueError, match=message):
+        family(settings).config(settings)
+
+
+def test_what_predicts_tokens_further_ahead_is_left_out(tmp_path: Path) -> None:
+    for model, extra, wrong in (
+        ("deepseek-v3", "model.layers.3.eh_proj.weight", "model.layers.4.eh_proj.weight"),
+        ("qwen3-next", "mtp.fc.weight", "mtpfc.weight"),
+    ):
+        config, entries = FAMILIES[model]
+        folder = tmp_path / model
+        parity.make(config, folder, **entries)
+        with fa.io.open_safetensors(folder / "model.safetensors") as file:
+            tensors = dict(file)
+        for name in (extra, wrong):
+            fa.io.save_safetensors({**tensors, name: fa.ones(2)}, folder / "model.safetensors")
+            if name == extra:
+                assert load(folder)[0].model.embed_tokens.weight.shape == (61, 32)
+            else:
+                with pytest.raises(ValueError, match=f"{name} is not known"):
+                    load(folder)
 
 
 def test_what_published_configs_leave_out() -> None:
