@@ -8,7 +8,7 @@ from typing import Literal
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import accumulator, alike, describe, floating
+from ferrum_ops.checks import accumulator, alike, describe, finite, floating
 from ferrum_ops.registry import Op
 
 __all__ = ["ActivationKind", "activation", "gated_activation", "sigmoid_gate", "softcap"]
@@ -145,13 +145,13 @@ def gate_features(op: str, kind: str, limit: float | None, alpha: float, up_offs
         ValueError: for the parameters that ``gated_activation`` refuses.
     """
     _known(op, kind)
-    if limit is not None and not (math.isfinite(limit) and limit > 0):
+    if limit is not None and not (finite(op, "limit", limit) and limit > 0):
         raise ValueError(f"{op}: limit must be finite and above 0, or None, got {limit}")
-    if not (math.isfinite(alpha) and alpha > 0):
+    if not (finite(op, "alpha", alpha) and alpha > 0):
         raise ValueError(f"{op}: alpha must be finite and above 0, got {alpha}")
     if alpha != 1.0 and kind != "silu":
         raise ValueError(f"{op}: alpha={alpha} belongs to kind 'silu', got kind {kind!r}")
-    if not math.isfinite(up_offset):
+    if not finite(op, "up_offset", up_offset):
         raise ValueError(f"{op}: up_offset must be finite, got {up_offset}")
     return (
         kind,
@@ -282,7 +282,7 @@ def softcap(x: Tensor, cap: float) -> Tensor:
         Tensor([ 0., 30.])
     """
     floating("softcap", "x", x)
-    if not (math.isfinite(cap) and cap > 0):
+    if not (finite("softcap", "cap", cap) and cap > 0):
         raise ValueError(f"softcap: cap must be finite and above 0, got {cap}")
     return _SOFTCAP(x.device, (x.dtype,), (), x, cap)
 
@@ -293,7 +293,7 @@ def _softcap(x: Tensor, cap: float) -> Tensor:
 
 
 def _known(op: str, kind: str) -> None:
-    if kind not in _KINDS:
+    if not isinstance(kind, str) or kind not in _KINDS:
         raise ValueError(f"{op}: no kind is called {kind!r}; known are {', '.join(_KINDS)}")
 
 

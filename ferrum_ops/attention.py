@@ -6,7 +6,7 @@ from typing import Literal, overload
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import accumulator, alike, describe, floating
+from ferrum_ops.checks import accumulator, alike, describe, floating, instance
 from ferrum_ops.registry import Op
 from ferrum_ops.tiled import AttentionOptions, check_options, check_order, default_scale, dense
 from ferrum_ops.types import SequenceMeta
@@ -159,6 +159,7 @@ def _checked_bias(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:
 
 
 def _check_meta(meta: SequenceMeta, q: Tensor, k: Tensor, bias: Tensor | None, options: AttentionOptions) -> None:
+    instance("attention", "meta", meta, SequenceMeta, "SequenceMeta.packed(lengths)")
     if meta.block_tables is not None or meta.slots is not None:
         raise ValueError(
             "attention: k and v are packed here, but meta has block_tables or slots, "

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+from collections.abc import Sequence
+from typing import Protocol, TypeVar
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
 
-__all__ = ["Shaped", "accumulator", "alike", "count", "describe", "floating", "integers", "last_axis"]
+__all__ = [
+    "Shaped", "accumulator", "alike", "count", "describe", "finite", "floating", "instance", "integers",
+    "last_axis", "listed",
+]  # fmt: skip
+
+_T = TypeVar("_T")
 
 
 class Shaped(Protocol):
@@ -72,6 +79,32 @@ def count(op: str, what: str, n: int, most: int | None = None, of: str = "") -> 
         raise ValueError(f"{op}: {what} must be an integer {limit}, got {n!r}")
 
 
+def finite(op: str, what: str, x: object) -> bool:
+    """Whether the number *x* is finite.
+
+    Raises:
+        TypeError: naming the op, the argument and what came, if it is no real number.
+    """
+    try:
+        return math.isfinite(x)  # type: ignore[arg-type]  # whether it is a number, it says itself
+    except TypeError:
+        raise TypeError(f"{op}: {what} must be a real number, got {type(x).__name__} {x!r:.60}") from None
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def instance(op: str, what: str, x: object, kind: type[_T], how: str) -> _T:
+    """*x*, which must be a *kind*; *how* says what makes one.
+
+    Raises:
+        TypeError: naming the op, the argument and what came.
+    """
+    if not isinstance(x, kind):
+        given = describe(x) if isinstance(x, Tensor) else f"{type(x).__name__} {x!r:.60}"
+        raise TypeError(f"{op}: {what} must be a {kind.__name__}, got {given}; {how} makes one")
+    return x
+
+
 def integers(op: str, what: str, x: object) -> Tensor:
     """*x*, which must be a Tensor of integers.
 
@@ -94,6 +127,17 @@ def last_axis(op: str, x: Tensor, what: str, vector: Tensor) -> None:
         raise ValueError(
             f"{op}: {what} must have shape ({x.shape[-1]},), as the last axis of {describe(x)}, got {describe(vector)}"
         )
+
+
+def listed(op: str, what: str, x: object) -> None:
+    """Check that *x* is a list, or another sequence.
+
+    Raises:
+        TypeError: naming the op, the argument and what came.
+    """
+    if not isinstance(x, Sequence):
+        given = describe(x) if isinstance(x, Tensor) else f"{type(x).__name__} {x!r:.60}"
+        raise TypeError(f"{op}: {what} must be a list or another sequence, got {given}")
 
 
 def accumulator(dtype: Dtype) -> Dtype:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import ferrum_array as fa
 from ferrum_array import Tensor
@@ -136,8 +136,8 @@ def _pads(padding: Padding, strides: tuple[int, ...], reach: tuple[int, ...]) ->
         if max(strides) > 1:
             raise ValueError(f"conv: padding 'same' needs a stride of 1, got {strides}; give the zeros as numbers")
         return tuple(((n - 1) // 2, n // 2) for n in reach)
-    values = (padding,) * len(reach) if isinstance(padding, int | float) else tuple(padding)
-    pairs = [(value, value) if isinstance(value, int | float) else tuple(value) for value in values]
+    values = tuple(padding) if isinstance(padding, Sequence) else (padding,) * len(reach)
+    pairs: list[tuple[Any, ...]] = [tuple(v) if isinstance(v, Sequence) else (v, v) for v in values]
     numbers = [number for pair in pairs for number in pair]
     if len(pairs) != len(reach) or any(len(pair) != 2 for pair in pairs):
         raise ValueError(

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import accumulator, alike, describe, floating, integers
+from ferrum_ops.checks import accumulator, alike, describe, finite, floating, integers
 from ferrum_ops.registry import Op
 
 __all__ = ["embedding"]
@@ -41,7 +39,7 @@ def embedding(table: Tensor, ids: Tensor, *, scale: float | None = None) -> Tens
     alike("embedding", table, "ids", ids, dtype=False)
     if table.ndim != 2:
         raise ValueError(f"embedding: table must be [V, D], got {describe(table)}")
-    if scale is not None and not math.isfinite(scale):
+    if scale is not None and not finite("embedding", "scale", scale):
         raise ValueError(f"embedding: scale must be finite, got {scale}")
     return _EMBEDDING(table.device, (table.dtype,), () if scale is None else ("scale",), table, ids, scale)
 

@@ -13,12 +13,12 @@ from typing import Any, Literal, get_args
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
-from ferrum_ops.checks import alike, count, describe, floating
+from ferrum_ops.checks import alike, count, describe, floating, instance, listed
 from ferrum_ops.planning import block_slots, stretches
 from ferrum_ops.registry import Op
 from ferrum_ops.types import SequenceMeta
 
-__all__ = ["KVCache", "KVSpec", "cache_slots", "kv_append", "kv_copy_blocks", "kv_gather"]
+__all__ = ["KVCache", "KVSpec", "cache_of", "cache_slots", "kv_append", "kv_copy_blocks", "kv_gather"]
 
 Layout = Literal["contiguous", "ring", "paged"]
 
@@ -176,6 +176,17 @@ class KVCache:
         )
 
 
+def cache_of(op: str, cache: KVCache, *metas: SequenceMeta) -> KVCache:
+    """*cache*, once it is known to be one, and the metas to be metas.
+
+    Raises:
+        TypeError: naming the op and what came.
+    """
+    for meta in metas:
+        instance(op, "meta", meta, SequenceMeta, "SequenceMeta(cu_seqlens, kv_lens=..., block_tables=...)")
+    return instance(op, "cache", cache, KVCache, "KVCache.empty(spec)")
+
+
 # Plans.
 
 
@@ -277,7 +288,7 @@ def kv_append(cache: KVCache, k: Tensor, v: Tensor, meta: SequenceMeta) -> None:
         >>> cache.k[:, 0, 0]
         Tensor([0., 0., 3., 0., 0., 0., 1., 2.])
     """
-    spec = cache.spec
+    spec = cache_of("kv_append", cache, meta).spec
     for what, x, size in (("k", k, spec.head_dim), ("v", v, spec.value_dim)):
         floating("kv_append", what, x)
         alike("kv_append", cache.k, what, x, dtype=False)
@@ -348,7 +359,7 @@ def kv_gather(cache: KVCache, seq: SequenceMeta, *, dtype: Any = None) -> tuple[
         >>> kv_gather(cache, SequenceMeta.packed([2]))[0][:, 0, 0]
         Tensor([ 0.5, -2. ])
     """
-    spec = cache.spec
+    spec = cache_of("kv_gather", cache, seq).spec
     if dtype is None:
         wanted = fa.float32 if spec.quantised else spec.dtype
     else:
@@ -400,7 +411,9 @@ def kv_copy_blocks(cache: KVCache, src: Sequence[int], dst: Sequence[int]) -> No
         >>> cache.k[:, 0, 0]
         Tensor([1., 0., 1.])
     """
-    spec = cache.spec
+    spec = cache_of("kv_copy_blocks", cache).spec
+    for what, blocks in (("src", src), ("dst", dst)):
+        listed("kv_copy_blocks", what, blocks)
     if len(src) != len(dst):
         raise ValueError(f"kv_copy_blocks: src and dst must have one length, got {len(src)} and {len(dst)}")
     for what, blocks in (("src", src), ("dst", dst)):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
-from ferrum_ops.checks import accumulator, alike, count, describe, floating, integers
+from ferrum_ops.checks import accumulator, alike, count, describe, finite, floating, integers
 from ferrum_ops.draws import MOST, ONE, share, weights_of_logits
 from ferrum_ops.registry import Op
 
@@ -149,11 +149,11 @@ def _check_numbers(logits: Tensor, rules: _Rules) -> None:
                     f"process_logits: {what} must be one number, or one for each row of logits {describe(logits)}, "
                     f"got {describe(value)}"
                 )
-        elif value is None:
+        elif value is None and what in ("top_k", "top_p", "min_p"):
             continue
         elif fits is None:
             count("process_logits", what, value)  # type: ignore[arg-type]  # it is what must be an integer
-        elif not (math.isfinite(value) and fits(value)):
+        elif not (finite("process_logits", what, value) and fits(value)):
             raise ValueError(f"process_logits: {what} must be {range_}, got {value}")
     if rules.counts is None:
         for what, value, plain in (("presence", rules.presence, 0.0), ("frequency", rules.frequency, 0.0)):

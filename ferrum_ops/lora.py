@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import accumulator, alike, describe, floating, integers
+from ferrum_ops.checks import accumulator, alike, describe, finite, floating, integers
 from ferrum_ops.registry import Op
 
 __all__ = ["lora_delta"]
@@ -83,7 +83,7 @@ def lora_delta(x: Tensor, A: Tensor, B: Tensor, scale: float | Tensor, adapter_i
 
 def _check_scale(scale: float | Tensor, A: Tensor) -> None:
     if not isinstance(scale, Tensor):
-        if not math.isfinite(scale):
+        if not finite("lora_delta", "scale", scale):
             raise ValueError(f"lora_delta: scale must be finite, got {scale}")
         return
     floating("lora_delta", "scale", scale)

@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import accumulator, alike, describe, floating
-from ferrum_ops.kv_cache import KVCache, block_tables, reach, read
+from ferrum_ops.checks import accumulator, alike, describe, floating, instance
+from ferrum_ops.kv_cache import KVCache, block_tables, cache_of, reach, read
 from ferrum_ops.planning import Run, block_slots
 from ferrum_ops.registry import Op
 from ferrum_ops.tiled import AttentionOptions, check_options, check_order, default_scale, tiled
@@ -122,7 +122,10 @@ def _check_operands(
     floating(op, "q", q)
     floating(op, "w", w)
     alike(op, q, "w", w)
+    if meta is not None:
+        instance(op, "meta", meta, SequenceMeta, "SequenceMeta.packed(lengths)")
     if cache is not None:
+        cache_of(op, cache)
         if latent is not None or k_rope is not None:
             raise ValueError(f"{op}: give latent and k_rope, or a cache that holds them, not both")
         if meta is None:

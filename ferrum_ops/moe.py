@@ -14,7 +14,7 @@ from itertools import pairwise
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.activation import ActivationKind, gate_features, gated_activation
-from ferrum_ops.checks import Shaped, accumulator, alike, count, describe, floating, integers
+from ferrum_ops.checks import Shaped, accumulator, alike, count, describe, floating, instance, integers
 from ferrum_ops.gemm import linear, weights
 from ferrum_ops.quant.tensor import QuantTensor
 from ferrum_ops.registry import Op
@@ -167,6 +167,7 @@ def moe_permute(x: Tensor, plan: RoutePlan) -> Tensor:
                 [1., 2.]])
     """
     floating("moe_permute", "x", x)
+    instance("moe_permute", "plan", plan, RoutePlan, "moe_plan(ids, E)")
     alike("moe_permute", x, "the plan", plan.order, dtype=False)
     if not x.ndim or x.shape[:-1] != plan.inverse.shape[:-1]:
         raise ValueError(
@@ -262,6 +263,7 @@ def moe_combine(y: Tensor, plan: RoutePlan, w: Tensor, *, residual: Tensor | Non
                 [1.]])
     """
     floating("moe_combine", "y", y)
+    instance("moe_combine", "plan", plan, RoutePlan, "moe_plan(ids, E)")
     alike("moe_combine", y, "the plan", plan.order, dtype=False)
     if y.ndim != 2 or y.shape[0] != plan.rows:
         raise ValueError(f"moe_combine: y must be [{plan.rows}, D], one row for each of the plan, got {describe(y)}")

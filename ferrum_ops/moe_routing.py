@@ -7,7 +7,7 @@ from typing import Literal
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import accumulator, alike, count, describe, floating
+from ferrum_ops.checks import accumulator, alike, count, describe, finite, floating
 from ferrum_ops.registry import Op
 
 __all__ = ["moe_route"]
@@ -88,7 +88,7 @@ def moe_route(
         alike("moe_route", logits, "bias", bias, dtype=False)
         if bias.shape != (experts,):
             raise ValueError(f"moe_route: bias must have shape ({experts},), got {describe(bias)}")
-    if not math.isfinite(scale):
+    if not finite("moe_route", "scale", scale):
         raise ValueError(f"moe_route: scale must be finite, got {scale}")
     features = (
         score,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from typing import overload
 
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.activation import over_one_plus_exp
-from ferrum_ops.checks import accumulator, alike, describe, floating, last_axis
+from ferrum_ops.checks import accumulator, alike, describe, finite, floating, last_axis
 from ferrum_ops.registry import Op
 
 __all__ = ["l2_norm", "layer_norm", "rms_norm"]
@@ -221,7 +220,7 @@ def check_rms_norm(op: str, what: str, x: Tensor, w: Tensor | None, eps: float, 
     _check(op, x, eps)
     if w is not None:
         _vector(op, what, x, w)
-    if not math.isfinite(offset):
+    if not finite(op, "offset", offset):
         raise ValueError(f"{op}: offset must be finite, got {offset}")
     if offset and w is None:
         raise ValueError(f"{op}: offset={offset} is added to {what}, which is absent; pass {what} or leave offset out")
@@ -231,7 +230,7 @@ def _check(op: str, x: Tensor, eps: float) -> None:
     floating(op, "x", x)
     if not x.ndim:
         raise ValueError(f"{op}: x needs at least one axis, got {describe(x)}")
-    if not (math.isfinite(eps) and eps >= 0):
+    if not (finite(op, "eps", eps) and eps >= 0):
         raise ValueError(f"{op}: eps must be finite and at least 0, got {eps}")
 
 

@@ -7,7 +7,7 @@ from typing import Literal, overload
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.checks import accumulator, alike, describe, floating
-from ferrum_ops.kv_cache import KVCache, KVSpec, block_tables, reach, read
+from ferrum_ops.kv_cache import KVCache, KVSpec, block_tables, cache_of, reach, read
 from ferrum_ops.planning import block_slots
 from ferrum_ops.registry import Op
 from ferrum_ops.tiled import AttentionOptions, Reader, check_options, check_order, default_scale, tiled
@@ -101,7 +101,7 @@ def paged_attention(
         Tensor([[[3.],
                  [3.]]])
     """
-    spec = cache.spec
+    spec = cache_of("paged_attention", cache, meta).spec
     floating("paged_attention", "q", q)
     alike("paged_attention", cache.k, "q", q, dtype=False)
     if q.ndim != 3 or q.shape[0] != meta.tokens or q.shape[2] != spec.head_dim:

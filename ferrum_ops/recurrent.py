@@ -14,7 +14,7 @@ import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.activation import ActivationKind
 from ferrum_ops.activation import activation as activate
-from ferrum_ops.checks import accumulator, alike, describe, floating
+from ferrum_ops.checks import accumulator, alike, describe, finite, floating, instance
 from ferrum_ops.delta_rule import CHUNK, delta_rule
 from ferrum_ops.norm import mixed
 from ferrum_ops.planning import runs
@@ -257,7 +257,7 @@ def gated_delta_rule(
             raise ValueError(f"{op}: q {describe(q)} has head dimension 0, so scale is needed")
         factor = 1.0 / math.sqrt(size)
     else:
-        if not math.isfinite(scale):
+        if not finite(op, "scale", scale):
             raise ValueError(f"{op}: scale must be finite, got {scale}")
         factor = float(scale)
     if chunk_size is not None and (
@@ -331,6 +331,7 @@ def _leading(op: str, layout: str, x: Tensor, axes: int, meta: SequenceMeta | No
     """The leading axes that a state has, one state for each sequence, once *meta* is checked."""
     if meta is None:
         return x.shape[:-axes]
+    instance(op, "meta", meta, SequenceMeta, "SequenceMeta.packed(lengths)")
     if x.ndim != axes or x.shape[0] != meta.tokens:
         raise ValueError(f"{op}: with this meta the input must be {layout} with T = {meta.tokens}, got {describe(x)}")
     if meta.positions is not None:

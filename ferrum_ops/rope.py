@@ -7,7 +7,7 @@ from typing import Any
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
-from ferrum_ops.checks import accumulator, alike, describe, floating
+from ferrum_ops.checks import accumulator, alike, describe, floating, listed
 from ferrum_ops.norm import check_rms_norm, mixed, rms_norm
 from ferrum_ops.registry import Op
 from ferrum_ops.rope_config import rope_frequencies, rope_scaling
@@ -78,12 +78,15 @@ def rope_table(
     if not dtype.is_floating:
         raise TypeError(f"rope_table: dtype must be real floating-point, got {dtype}")
     if not isinstance(positions, Tensor):
+        listed("rope_table", "positions", positions)
         positions = fa.asarray(positions, dtype=fa.int64 if not len(positions) else None, device=_CPU)
         where = fa.get_default_device() if device is None else Device(device)
     else:
         where = positions.device if device is None else Device(device)
     if not positions.dtype.is_integer:
         raise TypeError(f"rope_table: positions must be integers, got {describe(positions)}")
+    if sections is not None:
+        listed("rope_table", "sections", sections)
     if isinstance(scaling, Mapping):
         sections, interleaved_sections = _sections_of(scaling, sections, interleaved_sections)
     elif interleaved_sections and sections is None:

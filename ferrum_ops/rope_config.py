@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from functools import lru_cache
 from typing import Any
 
+from ferrum_ops.checks import finite
 from ferrum_ops.rope_scalings import (
     DynamicScaling,
     Frequencies,
@@ -111,7 +111,7 @@ def rope_frequencies(
 
     Raises:
         TypeError: if *scaling* is no scaling. ValueError: for an odd *dim*, a *theta* that is not finite and above 1,
-        a missing or negative *length*, and a scaling that does not fit.
+        a *length* that is missing, negative or no integer, and a scaling that does not fit.
 
     Examples:
         >>> from ferrum_ops import rope_frequencies
@@ -120,15 +120,15 @@ def rope_frequencies(
     """
     if isinstance(dim, bool) or not isinstance(dim, int) or dim < 2 or dim % 2:
         raise ValueError(f"rope: dim must be an even integer of at least 2, got {dim!r}")
-    if not (math.isfinite(theta) and theta > 1):
+    if not (finite("rope", "theta", theta) and theta > 1):
         raise ValueError(f"rope: theta must be finite and above 1, got {theta}")
     if isinstance(scaling, Mapping):
         other = scaling.get("rope_theta")
         if other is not None and other != theta:
             raise ValueError(f"rope: theta is {theta}, but the entries of scaling say rope_theta={other}")
         scaling = rope_scaling(scaling)
-    if length is not None and length < 0:
-        raise ValueError(f"rope: length must not be negative, got {length}")
+    if length is not None and (isinstance(length, bool) or not isinstance(length, int) or length < 0):
+        raise ValueError(f"rope: length must be an integer of at least 0, got {length!r}")
     if scaling is None:
         return plain_frequencies(dim, float(theta)), 1.0
     if not isinstance(scaling, RopeScaling):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import alike, describe, floating
+from ferrum_ops.checks import alike, describe, finite, floating
 from ferrum_ops.planning import Tile, tiles
 from ferrum_ops.types import SequenceMeta
 
@@ -64,7 +64,7 @@ def default_scale(op: str, scale: float | None, q: Tensor) -> float:
         if not q.shape[-1]:
             raise ValueError(f"{op}: q {describe(q)} has head dimension 0, so scale is needed")
         return 1.0 / math.sqrt(q.shape[-1])
-    if not math.isfinite(scale):
+    if not finite(op, "scale", scale):
         raise ValueError(f"{op}: scale must be finite, got {scale}")
     return float(scale)
 
@@ -83,7 +83,7 @@ def check_options(op: str, options: AttentionOptions, q: Tensor) -> None:
             )
         if not options.causal:
             raise ValueError(f"{op}: window={window} looks back from each token and needs causal=True")
-    if softcap is not None and not (math.isfinite(softcap) and softcap > 0):
+    if softcap is not None and not (finite(op, "softcap", softcap) and softcap > 0):
         raise ValueError(f"{op}: softcap must be finite and above 0, or None, got {softcap}")
     if sinks is not None:
         floating(op, "sinks", sinks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +11,25 @@ from itertools import accumulate, pairwise
 from ferrum_ops.planning import Run, runs
 
 __all__ = ["SequenceMeta"]
+
+
+def _listed(name: str, values: object) -> tuple[object, ...]:
+    if not isinstance(values, Iterable):
+        raise TypeError(f"SequenceMeta: {name} must be a sequence, got {type(values).__name__} {values!r:.60}")
+    return tuple(values)
+
+
+def _integers(name: str, values: object) -> tuple[int, ...]:
+    """*values* as plain integers: plans compare them, and look blocks up with them."""
+    found = _listed(name, values)
+    if set(map(type, found)) <= {int}:
+        return found  # type: ignore[return-value]  # the line above says so, faster than a check of each
+    for value in found:
+        if isinstance(value, bool) or not hasattr(value, "__index__"):
+            raise TypeError(
+                f"SequenceMeta: {name} must hold integers, got {type(value).__name__} {value!r:.60} among them"
+            )
+    return tuple(map(operator.index, found))  # type: ignore[arg-type]  # those of another library
 
 
 @dataclass(frozen=True)
@@ -29,8 +49,8 @@ class SequenceMeta:
         slots: for each token the slot of the cache to which its key and value are written.
 
     Raises:
-        ValueError: for starts that do not begin at 0 or decrease, negative places or lengths, and
-            fields whose lengths do not fit together.
+        TypeError: for anything but sequences of integers. ValueError: for starts that do not begin at 0 or
+            decrease, negative places or lengths, and fields whose lengths do not fit together.
 
     Examples:
         >>> from ferrum_ops import SequenceMeta
@@ -46,6 +66,12 @@ class SequenceMeta:
     slots: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for name in ("cu_seqlens", "positions", "kv_lens", "slots"):
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, _integers(name, value))
+        if self.block_tables is not None:
+            tables = tuple(_integers("block_tables", table) for table in _listed("block_tables", self.block_tables))
+            object.__setattr__(self, "block_tables", tables)
         starts = self.cu_seqlens
         if not starts or starts[0] != 0 or any(b < a for a, b in pairwise(starts)):
             raise ValueError(f"SequenceMeta: cu_seqlens must begin with 0 and never decrease, got {starts}")
@@ -69,9 +95,9 @@ class SequenceMeta:
         """Sequences of these *lengths*, each whole.
 
         Raises:
-            ValueError: for a negative length.
+            TypeError: for lengths that are no integers. ValueError: for a negative one.
         """
-        return cls(tuple(accumulate(lengths, initial=0)))
+        return cls(tuple(accumulate(_integers("lengths", lengths), initial=0)))
 
     @property
     def tokens(self) -> int:

@@ -8,7 +8,7 @@ import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.quant.bits import unpack_bits
 from ferrum_ops.quant.integer import IntScheme
-from ferrum_ops.quant.types import Part, Parts, Scheme, divided
+from ferrum_ops.quant.types import Part, Parts, Scheme, divided, whole
 
 __all__ = ["AwqScheme"]
 
@@ -48,8 +48,10 @@ class AwqScheme(Scheme):
     group: int | None = 128
 
     def __post_init__(self) -> None:
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"AwqScheme: group must be at least 1, or None for the whole row, got {self.group!r}")
+        if self.group is not None and not whole(self.group):
+            raise ValueError(
+                f"AwqScheme: group must be an integer of at least 1, or None for the whole row, got {self.group!r}"
+            )
 
     @property
     def kind(self) -> str:

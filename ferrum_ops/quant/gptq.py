@@ -9,7 +9,7 @@ import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.quant.bits import unpack_bits
 from ferrum_ops.quant.integer import IntScheme
-from ferrum_ops.quant.types import Part, Parts, Scheme, divided
+from ferrum_ops.quant.types import Part, Parts, Scheme, divided, whole
 
 __all__ = ["GptqScheme"]
 
@@ -63,8 +63,10 @@ class GptqScheme(Scheme):
     def __post_init__(self) -> None:
         if self.bits not in (2, 3, 4, 8):
             raise ValueError(f"GptqScheme: bits must be 2, 3, 4 or 8, got {self.bits!r}")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"GptqScheme: group must be at least 1, or None for the whole row, got {self.group!r}")
+        if self.group is not None and not whole(self.group):
+            raise ValueError(
+                f"GptqScheme: group must be an integer of at least 1, or None for the whole row, got {self.group!r}"
+            )
         if self.version not in (1, 2):
             raise ValueError(f"GptqScheme: version must be 1 or 2, got {self.version!r}")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_ops.quant.bits import pack_bits, unpack_bits
-from ferrum_ops.quant.types import Part, Parts, Scheme, divided
+from ferrum_ops.quant.types import Part, Parts, Scheme, divided, whole
 
 __all__ = ["SCALES", "WIDTHS", "IntScheme", "amax", "least", "scale_up"]
 
@@ -72,8 +72,10 @@ class IntScheme(Scheme):
     def __post_init__(self) -> None:
         if self.bits not in WIDTHS:
             raise ValueError(f"IntScheme: bits must be one of {WIDTHS}, got {self.bits!r}")
-        if self.group is not None and self.group < 1:
-            raise ValueError(f"IntScheme: group must be at least 1, or None for the whole row, got {self.group!r}")
+        if self.group is not None and not whole(self.group):
+            raise ValueError(
+                f"IntScheme: group must be an integer of at least 1, or None for the whole row, got {self.group!r}"
+            )
         if self.scale not in SCALES:
             raise ValueError(f"IntScheme: scales are {', '.join(map(str, SCALES))}, not {self.scale}")
         if self.activations not in (None, 8):

@@ -8,7 +8,7 @@ import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_ops.quant.bits import pack_bits, unpack_bits
 from ferrum_ops.quant.integer import SCALES, WIDTHS, least, scale_up
-from ferrum_ops.quant.types import Part, Parts, Scheme, divided
+from ferrum_ops.quant.types import Part, Parts, Scheme, divided, whole
 
 __all__ = ["MlxScheme"]
 
@@ -52,8 +52,8 @@ class MlxScheme(Scheme):
     def __post_init__(self) -> None:
         if self.bits not in WIDTHS:
             raise ValueError(f"MlxScheme: bits must be one of {WIDTHS}, got {self.bits!r}")
-        if self.group < 1:
-            raise ValueError(f"MlxScheme: group must be at least 1, got {self.group!r}")
+        if not whole(self.group):
+            raise ValueError(f"MlxScheme: group must be an integer of at least 1, got {self.group!r}")
         if self.scale not in SCALES:
             raise ValueError(f"MlxScheme: scales are {', '.join(map(str, SCALES))}, not {self.scale}")
 

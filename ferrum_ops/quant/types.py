@@ -10,7 +10,7 @@ from typing import Any
 
 from ferrum_array import Dtype, Tensor
 
-__all__ = ["Layout", "Part", "Parts", "Scheme", "divided", "find_layout", "layout_names", "register_layout"]
+__all__ = ["Layout", "Part", "Parts", "Scheme", "divided", "find_layout", "layout_names", "register_layout", "whole"]
 
 #: The tensors of a quantised matrix, by name.
 Parts = Mapping[str, Tensor]
@@ -191,3 +191,8 @@ def find_layout(name: str) -> Layout:
         loaded: Any = getattr(importlib.import_module(module), attribute)
         found = _loaded[name] = loaded
     return found
+
+
+def whole(group: object) -> bool:
+    """Whether *group* is an integer of at least 1."""
+    return isinstance(group, int) and not isinstance(group, bool) and group >= 1

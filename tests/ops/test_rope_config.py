@@ -174,7 +174,7 @@ def test_bad_frequencies_are_refused() -> None:
         rope_frequencies(4, 1e4, 2.0)  # type: ignore[arg-type]  # what is tested
     with pytest.raises(ValueError, match="dynamic scaling depends on the length of the sequence; pass length"):
         rope_frequencies(4, 1e4, DynamicScaling(2.0, 64))
-    with pytest.raises(ValueError, match="length must not be negative, got -1"):
+    with pytest.raises(ValueError, match="length must be an integer of at least 0, got -1"):
         rope_frequencies(4, 1e4, length=-1)
     with pytest.raises(ValueError, match=r"theta is 10000.0, but the entries of scaling say rope_theta=500000.0"):
         rope_frequencies(4, 1e4, {"rope_type": "default", "rope_theta": 5e5})

@@ -60,8 +60,9 @@ def grouped_fits(x: Tensor, w: Tensor, *_: object) -> str | None:
 def grouped(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Tensor | None) -> Tensor:
     """``grouped_linear``; the offsets stay on the device, where each row finds its expert."""
     expert = fa.searchsorted(offsets, fa.arange(x.shape[0], device=x.device), side="right") - 1
-    nobody = fa.expand_dims(expert >= w.shape[0], axis=1)
-    expert = fa.minimum(expert, w.shape[0] - 1)
+    nobody = fa.expand_dims(fa.logical_or(expert < 0, expert >= w.shape[0]), axis=1)
+    # offsets are not checked here, but what is read must exist whatever they say
+    expert = fa.clip(expert, 0, w.shape[0] - 1)
     row, pick = fa.expand_dims(x, axis=1), {"rhs_indices": expert.astype(fa.uint32), "sorted_indices": True}
     if isinstance(w, QuantTensor):
         work = fa.float32 if widened(x, w) else x.dtype
