@@ -114,7 +114,7 @@ def attention(
     """
     _check_operands(q, k, v)
     options = AttentionOptions(default_scale("attention", scale, q), bool(causal), window, softcap, sinks)
-    check_options("attention", options, q)
+    options = check_options("attention", options, q)
     if meta is not None:
         _check_meta(meta, q, k, bias, options)
     elif bias is not None:

@@ -65,7 +65,8 @@ def process_logits(
         presence: subtracted from the logits of tokens that were generated. Needs *counts*.
         frequency: times the count, subtracted too. Needs *counts*.
         bias: added; broadcasts to [..., V].
-        temperature: divides the logits. 0 leaves the greatest alone.
+        temperature: divides the logits. 0 leaves the greatest alone. Rows that would leave the range of their dtype
+            have their greatest logit subtracted first, which changes no probability.
         top_k: leaves the k greatest, all of them where there are fewer.
         top_p: of those that are left, the greatest, as few as have this share of the probability together. Above 0.
         min_p: of those that are left, the ones whose probability is at least this part of the greatest.
@@ -183,10 +184,23 @@ def _process_logits(logits: Tensor, rules: _Rules) -> Tensor:
         x = x + rules.bias.astype(wide, copy=False)
     temperature = rules.temperature
     if isinstance(temperature, Tensor):
-        x = fa.where(temperature >= 0.0, x / fa.where(temperature == 0.0, 1.0, temperature), math.nan)
+        x = fa.where(
+            temperature >= 0.0, _divided(x, fa.where(temperature == 0.0, 1.0, temperature), logits.dtype), math.nan
+        )
     elif temperature not in (0.0, 1.0):
-        x = x / float(temperature)
+        x = _divided(x, float(temperature), logits.dtype)
     return _selected(x, rules).astype(logits.dtype, copy=False)
+
+
+def _divided(x: Tensor, temperature: Number, dtype: Dtype) -> Tensor:
+    """``x / temperature``, or ``(x - top) / temperature`` for rows that would leave the range of *dtype*."""
+    least = fa.finfo(x.dtype).smallest_normal
+    temperature = fa.maximum(temperature, least) if isinstance(temperature, Tensor) else max(temperature, least)
+    if not isinstance(temperature, Tensor) and temperature >= 1.0:
+        return x / temperature
+    top = fa.max(x, axis=-1, keepdims=True)
+    leaves = fa.logical_and(fa.isfinite(top), fa.abs(top) / temperature > 0.5 * fa.finfo(dtype).max)
+    return (x - fa.where(leaves, top, 0.0)) / temperature
 
 
 def _column(value: Any, dtype: Dtype) -> Any:

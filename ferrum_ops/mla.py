@@ -87,7 +87,7 @@ def mla_attention(
     """
     sizes = _check_operands(q, w, latent, k_rope, cache, meta)
     options = AttentionOptions(default_scale("mla_attention", scale, q), bool(causal), window, softcap)
-    check_options("mla_attention", options, q)
+    options = check_options("mla_attention", options, q)
     if meta is None:
         assert latent is not None
         meta = SequenceMeta((0, q.shape[0]), kv_lens=(latent.shape[0],))

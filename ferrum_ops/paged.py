@@ -114,7 +114,7 @@ def paged_attention(
             f"paged_attention: {q.shape[1]} query heads are not a multiple of the {spec.kv_heads} heads of {cache!r}"
         )
     options = AttentionOptions(default_scale("paged_attention", scale, q), bool(causal), window, softcap, sinks)
-    check_options("paged_attention", options, q)
+    options = check_options("paged_attention", options, q)
     check_order("paged_attention", meta, options)
     tables = _tables(spec, meta, options)
     features = (

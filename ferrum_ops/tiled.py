@@ -30,6 +30,9 @@ __all__ = [
 _QUERY_BLOCK = 256
 _KEY_BLOCK = 512
 
+#: a window as wide as this sees all that comes before; places minus wider ones would leave the range of int64
+_WIDEST = 1 << 62
+
 #: gives the keys and values from one place to another, each [..., Hkv, length, *], in the dtype of the sums
 Reader = Callable[[int, int], tuple[Tensor, Tensor]]
 
@@ -69,8 +72,8 @@ def default_scale(op: str, scale: float | None, q: Tensor) -> float:
     return float(scale)
 
 
-def check_options(op: str, options: AttentionOptions, q: Tensor) -> None:
-    """Check window, softcap and sinks for queries *q*.
+def check_options(op: str, options: AttentionOptions, q: Tensor) -> AttentionOptions:
+    """*options*, once window, softcap and sinks are checked for queries *q*.
 
     Raises:
         ValueError: naming *op* and what is out of range. TypeError: for sinks that are not floating-point.
@@ -90,6 +93,7 @@ def check_options(op: str, options: AttentionOptions, q: Tensor) -> None:
         alike(op, q, "sinks", sinks, dtype=False)
         if sinks.shape != (q.shape[-2],):
             raise ValueError(f"{op}: sinks must have one entry for each of {q.shape[-2]} heads, got {describe(sinks)}")
+    return options if window is None else options._replace(window=min(window, _WIDEST))
 
 
 def check_order(op: str, meta: SequenceMeta, options: AttentionOptions) -> None:

@@ -283,3 +283,11 @@ def test_positions_in_any_order_are_fine_without_a_mask(device: fa.Device) -> No
     meta = SequenceMeta((0, 4), positions=(3, 2, 1, 0))
     got = attention(q, q, q, meta=meta, causal=False)
     assert np.allclose(wide(got), wide(attention(q, q, q, causal=False)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("window", [2**31, 2**63 - 1, 10**30])
+def test_a_window_of_any_width_is_a_window(device: fa.Device, window: int) -> None:
+    q, k = (make(noise(seed, length, 2, 8), fa.float32, device)[0] for seed, length in ((0, 5), (1, 3)))
+    for keys in (k, fa.concat([k, k, k])):
+        found, all_ = attention(q, keys, keys, window=window), attention(q, keys, keys)
+        assert float(fa.max(fa.abs(found - all_))) < 1e-6

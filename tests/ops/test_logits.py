@@ -329,3 +329,22 @@ def test_bad_counts_are_refused() -> None:
         token_counts(fa.asarray(1), 5)
     with pytest.raises(ValueError, match="V must be an integer at least 1, got 0"):
         token_counts(fa.asarray([1]), 0)
+
+
+@pytest.mark.parametrize(  # below 1e-38 a tensor of float32 may hold 0
+    ("temperature", "by_row"),
+    [(1e-300, False), (1e-50, False), (1e-40, False), *((t, b) for t in (1e-37, 1e-5) for b in (False, True))],
+)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_a_temperature_near_0_leaves_the_greatest_and_no_infinity(
+    device: fa.Device, temperature: float, sign: float, dtype: str, by_row: bool
+) -> None:
+    logits = fa.asarray([[12.0 * sign, 11.0 * sign, 11.5 * sign, -math.inf]], device=device).astype(dtype)
+    given = fa.asarray([temperature], dtype="f32", device=device) if by_row else temperature
+    found = process_logits(logits, temperature=given)
+    best = 0 if sign > 0 else 1
+    assert sample(found).tolist() == [best]
+    numbers = found.tolist()[0]
+    assert math.isfinite(numbers[best])
+    assert all(number < numbers[best] for place, number in enumerate(numbers) if place != best)
