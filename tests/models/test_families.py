@@ -278,6 +278,16 @@ def test_what_a_config_need_not_say() -> None:
     assert list(config.layer_types) == peer.layer_types
 
 
+@pytest.mark.parametrize("kind", ["llama3", "longrope", "yarn"])
+def test_rope_stretches_all_positions_where_a_config_names_no_original(kind: str) -> None:
+    own = {"low_freq_factor": 1.0, "high_freq_factor": 4.0} if kind == "llama3" else {}
+    own = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if kind == "longrope" else own
+    entries = {"rope_type": kind, "factor": 4.0, **own}
+    settings = Settings({**parity.TINY, "model_type": "llama", "rope_scaling": entries})
+    scaling = family(settings).config(settings).rotary["full_attention"].scaling
+    assert scaling.original_max_position_embeddings == 128
+
+
 @pytest.mark.parametrize(
     ("model_type", "entries", "message"),
     [
