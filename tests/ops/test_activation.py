@@ -105,6 +105,14 @@ def test_bad_input_is_refused() -> None:
 # Gates.
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_right_to_the_last_digits(device: fa.Device, kind: ActivationKind) -> None:
+    """On a grid, so that a constant that is off in its fourth digit is seen."""
+    x, x64 = make(np.linspace(-4.0, 4.0, 1001), fa.float32, device)
+    check(activation(x, kind), EXACT[kind](x64), fa.float32, 2e-7)
+    check(gated_activation(x, x, kind), EXACT[kind](x64) * x64, fa.float32, 2e-7)
+
+
 def exact_gate(gate: Array, up: Array, kind: ActivationKind, limit: float | None, alpha: float, offset: float) -> Array:
     if limit is not None:
         gate, up = np.minimum(gate, limit), np.clip(up, -limit, limit)
