@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import NoReturn
 
 import ferrum_array as fa
 from ferrum_array import Dtype
@@ -57,10 +58,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others are; its commands' parsers are of this class, too."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_FAILED, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ferrum", description="Tensors in the array API standard, and transformers built on them."
-    )
+    parser = _Parser(prog="ferrum", description="Tensors in the array API standard, and transformers built on them.")
     parser.add_argument("--version", action="version", version=f"ferrum {fa.__version__}")
     commands = parser.add_subparsers(title="commands", dest="name", required=True)
 

@@ -64,6 +64,9 @@ def truth(text: str) -> bool:
 
 def _generate(options: argparse.Namespace) -> None:
     sampling = shared.rules(options)
+    memory: Path | None = options.prompt_cache_file
+    if memory is not None and not memory.parent.is_dir():
+        raise ValueError(f"--prompt-cache-file {memory}: there is no folder {memory.parent}; make it first")
     text = sys.stdin.read() if options.prompt == "-" else options.prompt
     model, tokenizer = shared.loaded(options)
     prompt = _prompt(options, tokenizer, text)

@@ -228,7 +228,9 @@ def test_wrong_usage_ends_with_2(arguments: tuple[str, ...], message: str, capsy
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert message in err.replace("\n", " ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.startswith("ferrum")
 
 
 def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:

@@ -267,7 +267,18 @@ def test_wrong_usage(arguments: tuple[str, ...], message: str, capsys: pytest.Ca
     assert ended.value.code == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert message in err.replace("\n", " ")
+    assert message in err
+    assert err.count("\n") == 1
+    assert err.startswith("ferrum")
+
+
+def test_a_prompt_cache_without_a_folder_is_refused_before_anything_is_computed(
+    ferrum: Shell, model: Path, tmp_path: Path
+) -> None:
+    away = tmp_path / "no" / "kept.safetensors"
+    assert f"there is no folder {away.parent}" in ferrum.fails(
+        "generate", "--model", model, "-p", "a", "--prompt-cache-file", away
+    )
 
 
 # Interrupts.
