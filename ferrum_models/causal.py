@@ -145,6 +145,9 @@ class CausalLM(Module):
             sequences longer than the model's positions or the cache, a mask with padding between tokens or other
             numbers than 0 and 1, and both *lengths* and *mask*. IndexError: for ids outside the vocabulary.
         """
+        for name, value in (("ids", ids), ("mask", mask)):
+            if value is not None and not isinstance(value, Tensor):
+                raise TypeError(f"{name} must be a Tensor, got {type(value).__name__}; write fa.asarray(...)")
         if ids.ndim != 2:
             raise ValueError(f"ids must be [batch, tokens], got shape {ids.shape}; for one text write ids[None]")
         batch, width = ids.shape

@@ -52,7 +52,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         for name, good, wanted in (
-            ("temperature", lambda x: x >= 0, "at least 0"),
+            ("temperature", lambda x: x >= 0, "finite and at least 0"),
             ("top_p", lambda x: 0 < x <= 1, "above 0 and at most 1"),
             ("min_p", lambda x: 0 <= x <= 1, "from 0 to 1"),
             ("repetition_penalty", lambda x: x > 0, "above 0"),

@@ -99,7 +99,9 @@ def prompt_ids(tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
     """
     if isinstance(prompt, str):
         return tokenizer.encode(prompt)
-    if isinstance(prompt, Sequence) and all(isinstance(one, int) for one in prompt):
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes) or any(isinstance(one, bool) for one in prompt):
+        raise TypeError(f"prompt must be a text, ids or messages, got {prompt!r:.100}")
+    if all(isinstance(one, int) for one in prompt):
         return [int(one) for one in prompt if isinstance(one, int)]
     messages: Any = prompt
     return tokenizer.apply_chat_template(messages)

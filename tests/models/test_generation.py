@@ -12,9 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from ferrum_models import Batch, CausalLM, Sampling, Tokenizer, generate, generate_ids, load, stream_generate
+from ferrum_models import (
+    Batch,
+    CausalLM,
+    Sampling,
+    Tokenizer,
+    generate,
+    generate_ids,
+    load,
+    random_model,
+    stream_generate,
+)
 from ferrum_models.generation import Draft, generate_tokens
-from ferrum_models.generation.text import StopText
+from ferrum_models.generation.text import StopText, prompt_ids
 from tests.models import parity
 from tests.models.test_tokenizing import library
 from tests.models.test_tokenizing import write as write_tokenizer
@@ -321,3 +331,22 @@ def test_rules_come_from_the_folder(tmp_path: Path) -> None:
 def test_prompts_that_are_no_ids(model: CausalLM, ids: Any) -> None:
     with pytest.raises(TypeError, match="a prompt is a list of integer ids here"):
         generate_ids(model, ids, max_new_tokens=1)
+
+
+def test_lists_are_no_tensors() -> None:
+    model: Any = random_model({"model_type": "llama", **parity.TINY})
+    with pytest.raises(TypeError, match="ids must be a Tensor, got list"):
+        model([[1, 2]])
+    with pytest.raises(TypeError, match="mask must be a Tensor, got list"):
+        model(fa.asarray([[1, 2]]), mask=[[1, 1]])
+
+
+def test_a_temperature_must_be_finite() -> None:
+    with pytest.raises(ValueError, match="temperature must be finite and at least 0, got inf"):
+        Sampling(temperature=float("inf"))
+
+
+@pytest.mark.parametrize("prompt", [None, b"abc", 7, [True, False]])
+def test_prompts_of_other_types_are_refused(prompt: Any, tokenizer: Tokenizer) -> None:
+    with pytest.raises(TypeError, match="prompt must be a text, ids or messages, got"):
+        prompt_ids(tokenizer, prompt)
