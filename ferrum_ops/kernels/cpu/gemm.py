@@ -118,7 +118,8 @@ def weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
     scales = parts["scales"]
     if scheme.group is None and scheme.bits == 8 and scheme.activations is None:
         scales = scales.astype("f32", copy=False)
-        line = np.ascontiguousarray(scales._data)
+        # rows of nothing have no scales
+        line = np.ascontiguousarray(scales._data) if count else np.zeros(w.shape[:-1], np.float32)
         numbers = (address, row, line.ctypes.data, 4, 0, 0, max(count, 1))
         return Weights(recipe(x, "int8", None), numbers, (stack, 4 * w.shape[-2], 0), count, (w, line))
     s_address, s_row, s_stack = _place(scales._data)

@@ -108,15 +108,15 @@ def _quantise_row(x: Any, at: int, count: int, group: int, q: Any, to: int, end:
 
 
 @jit
-def _piece(scales: Any, first: int, group: int, at: int, in_lane: int, out: Any, to: int) -> None:
-    """The scales of the lanes of a piece, whose first number is *at* of its row."""
+def _piece(scales: Any, group: int, last: int, at: int, in_lane: int, out: Any, to: int) -> None:
+    """The scales of the lanes of a piece, whose first number is *at*; the row has *last* + 1 of them."""
     if group >= 16 * in_lane:
-        scale = scales[first + at // group]
+        scale = scales[min(at // group, last)]
         for lane in range(16):
             put(out, to + lane, scale)
     else:
         for lane in range(16):
-            put(out, to + lane, scales[first + (at + lane * in_lane) // group])
+            put(out, to + lane, scales[min((at + lane * in_lane) // group, last)])
 
 
 @jit
@@ -291,7 +291,7 @@ def _records(
             if p == whole // unit:  # what is left
                 first, length = whole * block, 1
             if kind == _INT8:
-                _piece(scales, 0, group, first, in_lane, floats, to)
+                _piece(scales, group, (count - 1) // group, first, in_lane, floats, to)
                 factor = -128 if in_lane == 4 else -8
                 _lanes_of_integers(q, first, length, in_lane, factor, zeros, floats, to + 16)
             elif zeros:
