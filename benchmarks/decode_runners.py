@@ -67,6 +67,7 @@ class Transformers:
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
+        transformers.utils.logging.disable_progress_bar()
         self._torch, self._new = torch, transformers.DynamicCache
         wanted = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype]
         self._model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=wanted).eval()
