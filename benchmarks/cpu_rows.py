@@ -260,6 +260,7 @@ def one_row() -> Iterator[Row]:
     for name, target, scheme, close in (
         ("bf16", 0.8, None, "bf16"),
         ("W8", 0.4, "int8", "int8"),
+        ("W8A8", 0.4, "int8-a8", "int8"),
         ("W4", 0.35, "int4-g128", "int4"),
     ):
         base = w if scheme is None else quantize(w.astype("f32"), scheme)
