@@ -26,6 +26,9 @@ _KV_APPEND: Op[None] = Op("kv_append")
 _KV_GATHER: Op[tuple[Tensor, Tensor]] = Op("kv_gather")
 _KV_COPY_BLOCKS: Op[None] = Op("kv_copy_blocks")
 
+#: 127 times the float32 after it is infinite
+GREATEST_SCALE = 2.6793883890187504e36
+
 # Beyond so many stretches of neighbouring slots, one write by indices is faster than a write for each.
 _STRETCHES = 8
 
@@ -329,7 +332,7 @@ def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
     wide = x.astype(fa.float32, copy=False)
     scale = fa.max(fa.abs(wide), axis=-1) / 127.0
     finite = fa.isfinite(scale)
-    scale = fa.where(finite, scale, fa.nan)
+    scale = fa.where(finite, fa.minimum(scale, GREATEST_SCALE), fa.nan)
     step = fa.expand_dims(fa.where(fa.logical_and(finite, scale > 0.0), scale, 1.0), axis=-1)
     steps = fa.clip(fa.round(fa.where(fa.expand_dims(finite, axis=-1), wide, 0.0) / step), -127.0, 127.0)
     return steps.astype(fa.int8), scale

@@ -212,7 +212,7 @@ def test_dtypes_and_devices(ferrum: Shell, model: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("-p", "a", "--temp", "-1"), "temperature must be at least 0"),
+        (("-p", "a", "--temp", "-1"), "temperature must be finite and at least 0"),
         (("-p", "a", "--top-p", "1.5"), "top_p must be above 0"),
         (("-p", "a", "--seed", "-4"), "seed must be an integer of at least 0"),
         (("-p", "a", "--system-prompt", "x", "--ignore-chat-template"), "--ignore-chat-template excludes it"),

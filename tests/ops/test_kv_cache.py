@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -99,6 +99,7 @@ def test_explicit_slots_and_positions(device: fa.Device) -> None:
     assert cache.v[:, 0, 0].tolist() == [-2, -2, -1, 0, 0, -3, 0, -3]
 
 
+@example(values=[float(np.finfo(np.float32).max), -1.0])
 @given(values=st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=6))
 def test_int8_is_within_half_a_step(device: fa.Device, values: list[float]) -> None:
     cache = KVCache.empty(KVSpec(1, len(values), 1, 1, dtype="int8"), device)

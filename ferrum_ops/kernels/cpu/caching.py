@@ -12,11 +12,12 @@ from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.intrinsics import from_bits, get, magnitude, put, put_int
 from ferrum_ops.kernels.cpu.jit import EXACT, jit
 from ferrum_ops.kernels.cpu.threads import crew, share
-from ferrum_ops.kv_cache import KVCache
+from ferrum_ops.kv_cache import GREATEST_SCALE, KVCache
 
 __all__ = ["kv_append", "kv_copy_blocks", "kv_gather"]
 
 _ZERO, _ONE, _MOST, _NAN = np.float32(0.0), np.float32(1.0), np.float32(127.0), np.float32(np.nan)
+_GREATEST = np.float32(GREATEST_SCALE)
 #: the bits of infinity
 _INFINITE = np.int32(0x7F800000)
 _NO_SCALES: Array = np.empty(0, np.float32)
@@ -48,6 +49,7 @@ def _quantise_rows(x: Any, slots: Any, heads: int, size: int, memory: Any, scale
                 put(scales, row, _NAN)
                 continue
             scale = from_bits(most) / _MOST
+            scale = _GREATEST if scale > _GREATEST else scale
             step = scale if scale > _ZERO else _ONE
             for i in range(size):
                 # a scale that has lost digits, far below 1, may be too small for the greatest number
