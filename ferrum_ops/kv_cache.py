@@ -199,6 +199,10 @@ def cache_slots(op: str, spec: KVSpec, meta: SequenceMeta) -> tuple[int, ...]:
     Raises:
         ValueError: naming the op, for tokens that have no slot, slots out of range, or two tokens with one slot.
     """
+    key = ("slots", spec.layout, spec.blocks, spec.block_size)
+    known: tuple[int, ...] | None = meta.notes.get(key)
+    if known is not None:
+        return known
     if meta.slots is not None:
         found = meta.slots
         if found and not (min(found) >= 0 and max(found) < spec.slots):
@@ -219,6 +223,7 @@ def cache_slots(op: str, spec: KVSpec, meta: SequenceMeta) -> tuple[int, ...]:
             f"{op}: two tokens would be written to slot {twice}; give each its own place"
             + (f", and a ring of {spec.block_size} at most that many at once" if spec.layout == "ring" else "")
         )
+    meta.notes[key] = found
     return found
 
 
@@ -303,11 +308,11 @@ def kv_append(cache: KVCache, k: Tensor, v: Tensor, meta: SequenceMeta) -> None:
     alike("kv_append", k, "v", v)
     slots = cache_slots("kv_append", spec, meta)
     if slots:
-        _KV_APPEND(k.device, (k.dtype, spec.dtype), (), cache, k, v, slots)
+        _KV_APPEND(k.device, (k.dtype, spec.dtype), (), cache, k, v, slots, meta)
 
 
 @_KV_APPEND.reference
-def _kv_append(cache: KVCache, k: Tensor, v: Tensor, slots: tuple[int, ...]) -> None:
+def _kv_append(cache: KVCache, k: Tensor, v: Tensor, slots: tuple[int, ...], meta: SequenceMeta) -> None:
     # All numbers first, then all writes: an error in between would leave half of a token.
     if cache.spec.quantised:
         k_codes, k_scale = quantised(k)

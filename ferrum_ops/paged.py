@@ -128,6 +128,10 @@ def paged_attention(
 
 def _tables(spec: KVSpec, meta: SequenceMeta, options: AttentionOptions) -> Tables:
     """The blocks of each sequence, which must hold all the keys that its tokens see."""
+    key = ("read", spec.layout, spec.blocks, spec.block_size, options.causal, options.window)
+    known: Tables | None = meta.notes.get(key)
+    if known is not None:
+        return known
     tables = block_tables("paged_attention", spec, meta)
     for number, (table, tokens, keys) in enumerate(zip(tables, meta.lengths, meta.key_lengths, strict=True)):
         reach("paged_attention", spec, number, table, 0, keys)
@@ -141,6 +145,7 @@ def _tables(spec: KVSpec, meta: SequenceMeta, options: AttentionOptions) -> Tabl
                     f"ring keeps {spec.block_size} and begins at {keys - spec.block_size}; give the window, make the "
                     "ring longer, or give fewer tokens at once"
                 )
+    meta.notes[key] = tables
     return tables
 
 

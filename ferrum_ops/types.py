@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import Any
 
 from ferrum_ops.planning import Run, runs
 
@@ -98,6 +99,15 @@ class SequenceMeta:
             TypeError: for lengths that are no integers. ValueError: for a negative one.
         """
         return cls(tuple(accumulate(_integers("lengths", lengths), initial=0)))
+
+    @cached_property
+    def notes(self) -> dict[tuple[Any, ...], Any]:
+        """What ops and kernels have worked out for this meta, so that the layers of a model do it once."""
+        return {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what was worked out belongs to one process."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @property
     def tokens(self) -> int:

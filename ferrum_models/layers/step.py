@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from ferrum_array import Device, Dtype, Tensor
@@ -98,4 +99,9 @@ class Step:
         """The packed sequences as this memory sees them."""
         if cache.spec.layout != "paged" or self.blocks is None:
             return self.meta
+        return self.paged
+
+    @cached_property
+    def paged(self) -> SequenceMeta:
+        """The packed sequences with their blocks."""
         return SequenceMeta(self.meta.cu_seqlens, kv_lens=self.meta.key_lengths, block_tables=self.blocks)

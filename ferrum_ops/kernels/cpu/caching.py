@@ -13,6 +13,7 @@ from ferrum_ops.kernels.cpu.intrinsics import from_bits, get, magnitude, put, pu
 from ferrum_ops.kernels.cpu.jit import EXACT, jit
 from ferrum_ops.kernels.cpu.threads import crew, share
 from ferrum_ops.kv_cache import GREATEST_SCALE, KVCache
+from ferrum_ops.types import SequenceMeta
 
 __all__ = ["kv_append", "kv_copy_blocks", "kv_gather"]
 
@@ -74,9 +75,11 @@ def _quantise(x: Any, slots: Any, heads: int, size: int, memory: Any, scales: An
     share(crew, task(_quantise_rows, (x, slots, heads, size, memory, scales)), slots.size, _grain(heads * size))
 
 
-def kv_append(cache: KVCache, k: Tensor, v: Tensor, slots: tuple[int, ...]) -> None:
+def kv_append(cache: KVCache, k: Tensor, v: Tensor, slots: tuple[int, ...], meta: SequenceMeta) -> None:
     """The op."""
-    places = np.array(slots, np.int64)
+    places = meta.notes.get(("cpu slots", id(slots)))  # which the notes keep alive
+    if places is None:
+        places = meta.notes[("cpu slots", id(slots))] = np.array(slots, np.int64)
     # all that may fail first: what is read may be memory that is written, which then moves; both may need memory
     lines = flat(k), flat(v)
     memories = written(cache.k), written(cache.v)

@@ -1,1 +1,49 @@
-"""Kernels for CuPy storage."""
+"""Kernels for CuPy storage, in Triton, compiled at their first use without PyTorch: the extra ``cuda``.
+
+This file is a table: what runs for which calls. Triton is imported with the first kernel that runs, and nothing is
+compiled before. Kernels accumulate in float32; float64 runs on the references.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+from ferrum_array import Dtype
+from ferrum_ops.registry import Row
+
+__all__ = ["triton_is_missing"]
+
+
+@cache
+def triton_is_missing() -> str | None:
+    """What the machine lacks for these kernels, or None."""
+    if importlib.util.find_spec("triton") is None:
+        return 'triton is not installed; pip install "ferrum[cuda]"'
+    return None
+
+
+_F32, _F16, _BF16 = Dtype.F32, Dtype.F16, Dtype.BF16
+_FLOATS = frozenset((dtype,) for dtype in (_F32, _F16, _BF16))
+_HERE = __name__
+
+
+def _row(
+    op: str,
+    place: str,
+    *features: str,
+    dtypes: frozenset[tuple[Dtype, ...]] = _FLOATS,
+    name: str = "",
+    when: str | None = None,
+) -> Row:
+    """The row of an op whose kernel is *place*, ``module:function`` in this package; *when* is written alike."""
+    return Row(
+        op,
+        f"cuda.{name or op}",
+        "cuda",
+        dtypes,
+        frozenset(features),
+        f"{_HERE}.{place}",
+        when=None if when is None else f"{_HERE}.{when}",
+        missing=triton_is_missing,
+    )

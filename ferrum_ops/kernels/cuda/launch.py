@@ -1,0 +1,243 @@
+"""Triton kernels, compiled ahead of launch and launched through CuPy on its current stream. PyTorch is not imported.
+
+A kernel is compiled once for each combination of dtypes, constants and architecture. Triton keeps the machine code on
+disk (``TRITON_CACHE_DIR``), by source, target and constants, so that a second process only loads it. A launch looks
+the code up, writes the arguments into a buffer and calls the driver.
+
+With ``TRITON_INTERPRET=1`` kernels run in Triton's interpreter, on NumPy storage: so their logic is tested without a
+GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import struct
+from dataclasses import dataclass, field
+from functools import cache
+from threading import Lock
+from typing import Any, Final, final
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import ferrum_array as fa
+from ferrum_array import Device, Dtype, Tensor
+from ferrum_array.backends.host import raw_dtype
+from ferrum_array.spec import spec_of
+from ferrum_array.tensor import wrap
+
+__all__ = ["INTERPRETED", "Kernel", "empty", "power_of_two", "processors"]
+
+#: whether kernels run in Triton's interpreter
+INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
+
+if not INTERPRETED and importlib.util.find_spec("cupy") is not None:  # kernels can be compiled without a device
+    import cupy
+    from cupy_backends.cuda.api import driver, runtime
+
+#: Triton's names of the dtypes that tensors have
+_TYPES: Final = {
+    Dtype.BOOL: "i1", Dtype.I8: "i8", Dtype.I16: "i16", Dtype.I32: "i32", Dtype.I64: "i64",
+    Dtype.U8: "u8", Dtype.U16: "u16", Dtype.U32: "u32", Dtype.U64: "u64",
+    Dtype.F16: "fp16", Dtype.BF16: "bf16", Dtype.F32: "fp32", Dtype.F64: "fp64",
+}  # fmt: skip
+_LETTERS: Final = {"i32": "i", "i64": "q", "fp32": "f"}
+_ALIGNMENT: Final = 16  # bytes that one load can take; the compiler asks whether addresses are multiples of it
+_SMALL: Final = range(-(1 << 31), 1 << 31)
+_WITHOUT_ASKING: Final = 48 * 1024  # bytes of shared memory that every kernel may use
+_MAX_DYNAMIC_SHARED: Final = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+_SCRATCH: Final = 2  # addresses that Triton's calling convention adds behind the arguments
+
+
+def power_of_two(size: int) -> int:
+    """The least power of two that is not below *size*: the length of a block that holds so many elements."""
+    return 1 << max(0, size - 1).bit_length()
+
+
+@cache
+def processors(device: Device) -> int:
+    """How many multiprocessors the device has; the interpreter has one."""
+    return 1 if INTERPRETED else int(cupy.cuda.Device(device.index).attributes["MultiProcessorCount"])
+
+
+def empty(shape: tuple[int, ...], like: Tensor, dtype: Dtype | None = None) -> Tensor:
+    """A tensor on the device of *like*, of its dtype unless *dtype* is given, with nothing written into it."""
+    spec = like._spec if dtype is None else spec_of(dtype, like._spec.device)
+    if INTERPRETED:
+        return fa.empty(shape, dtype=spec.dtype, device=spec.device)
+    if runtime.getDevice() != spec.device.index:
+        with cupy.cuda.Device(spec.device.index):
+            return wrap(cupy.ndarray(shape, raw_dtype(spec.dtype)), spec)
+    return wrap(cupy.ndarray(shape, raw_dtype(spec.dtype)), spec)
+
+
+@dataclass(frozen=True)
+class _Code:
+    """A kernel's machine code on a device, and how its arguments are laid out."""
+
+    module: Any  # keeps the code loaded
+    function: int
+    threads: int
+    shared: int
+    scratch: int  # bytes that each program asks for, for the descriptors of its bulk copies
+    layout: struct.Struct
+    places: tuple[int, ...]
+    #: buffers for the arguments of a launch; a thread takes one out for a moment
+    free: list[tuple[Any, Any, int]] = field(default_factory=list)
+
+    def buffer(self) -> tuple[Any, Any, int]:
+        memory = ctypes.create_string_buffer(self.layout.size)
+        start = ctypes.addressof(memory)
+        pointers = (ctypes.c_void_p * len(self.places))(*(start + place for place in self.places))
+        return memory, pointers, ctypes.addressof(pointers)
+
+
+@final
+class Kernel:
+    """A Triton function that is launched on tensors.
+
+    Args:
+        function: what ``triton.jit`` made: parameters that are arguments first, constants behind them.
+        aligned: names of whole numbers, mostly strides, for which multiples of 16 are worth machine code of their
+            own. Addresses always are.
+    """
+
+    def __init__(self, function: Any, aligned: tuple[str, ...] = ()) -> None:
+        names = tuple(function.arg_names)
+        self.name: str = function.__name__
+        self._function = function
+        self._names = names
+        self._watched = frozenset(names.index(name) for name in aligned)
+        self._codes: dict[tuple[Any, ...], _Code] = {}
+        self._lock = Lock()
+
+    def __repr__(self) -> str:
+        return f"Kernel({self.name}, compiled {len(self._codes)} times)"
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        *arguments: Tensor | float | None,
+        warps: int = 4,
+        stages: int = 3,
+        **constants: Any,
+    ) -> None:
+        """Run a program for each point of the grid; a grid without points is no launch.
+
+        Tensors are passed by address: shapes and strides, in elements, are arguments like others. None stands for an
+        operand that is absent: the function sees the constant None.
+        """
+        if 0 in grid:
+            return
+        if INTERPRETED:
+            from ferrum_ops.kernels.cuda.interpreter import interpret
+
+            interpret(self._function, grid, arguments, constants)
+            return
+        kind: Any
+        kinds: list[Any] = []
+        values: list[float] = []
+        device = -1
+        for argument in arguments:
+            if type(argument) is Tensor:
+                spec = argument._spec
+                address = argument._data.data.ptr
+                device = spec.device.index
+                kinds.append(spec.dtype if address % _ALIGNMENT == 0 else (spec.dtype,))
+                values.append(address)
+            elif type(argument) is int:
+                kind = "i32" if argument in _SMALL else "i64"
+                watched = argument % _ALIGNMENT == 0 and len(kinds) in self._watched
+                kinds.append((kind,) if watched else kind)
+                values.append(argument)
+            elif type(argument) is float:
+                kinds.append("fp32")
+                values.append(argument)
+            elif argument is None:
+                kinds.append(None)
+            else:
+                raise TypeError(f"{self.name}: argument {self._names[len(kinds)]!r} is {argument!r}")
+        key = (device, warps, stages, *kinds, *constants.values())
+        if runtime.getDevice() != device:
+            with cupy.cuda.Device(device):
+                self._launch(grid, key, kinds, values, constants)
+        else:
+            self._launch(grid, key, kinds, values, constants)
+
+    def _launch(
+        self,
+        grid: tuple[int, ...],
+        key: tuple[Any, ...],
+        kinds: list[Any],
+        values: list[float],
+        constants: dict[str, Any],
+    ) -> None:
+        code = self._codes.get(key)
+        if code is None:
+            code = self._compile(key, kinds, constants)
+        x, y, z = (*grid, 1, 1)[:3]
+        stream = cupy.cuda.get_current_stream().ptr
+        # The pool gives the scratch memory again only to work that comes later on this stream.
+        scratch = cupy.cuda.alloc(code.scratch * x * y * z) if code.scratch else None
+        try:
+            buffer = code.free.pop()
+        except IndexError:
+            buffer = code.buffer()
+        code.layout.pack_into(buffer[0], 0, *values, 0 if scratch is None else scratch.ptr, 0)
+        driver.launchKernel(code.function, x, y, z, code.threads, 1, 1, code.shared, stream, buffer[2], 0)
+        code.free.append(buffer)
+
+    def _compile(self, key: tuple[Any, ...], kinds: list[Any], constants: dict[str, Any]) -> _Code:
+        with self._lock:
+            if key not in self._codes:
+                device, warps, stages = key[:3]
+                capability = int(cupy.cuda.Device(device).compute_capability)
+                self._codes[key] = self._load(self.compiled(capability, warps, stages, kinds, constants), kinds)
+            return self._codes[key]
+
+    def compiled(self, capability: int, warps: int, stages: int, kinds: list[Any], constants: dict[str, Any]) -> Any:
+        """What Triton makes of the function for these kinds of arguments; *capability* is 90 for a Hopper GPU."""
+        names = self._names
+        expected = names[len(kinds) :]
+        if set(expected) != set(constants):
+            raise TypeError(f"{self.name}: the constants are {expected}, received {tuple(constants)}")
+        signature: dict[str, str] = dict.fromkeys(names, "constexpr")
+        attributes = {}
+        fixed = dict(constants)
+        for place, (name, kind) in enumerate(zip(names, kinds, strict=False)):
+            marked = isinstance(kind, tuple)
+            plain = kind[0] if marked else kind
+            if plain is None:
+                fixed[name] = None
+            elif isinstance(plain, Dtype):
+                signature[name] = "*" + _TYPES[plain]
+            else:
+                signature[name] = plain
+            if isinstance(plain, Dtype) != marked and plain is not None:  # a marked address is not aligned
+                attributes[(place,)] = [["tt.divisibility", _ALIGNMENT]]
+        source = ASTSource(fn=self._function, signature=signature, constexprs=fixed, attrs=attributes)
+        target = GPUTarget("cuda", capability, 32)
+        return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+
+    def _load(self, made: Any, kinds: list[Any]) -> _Code:
+        module = cupy.cuda.function.Module()
+        module.load(made.asm["cubin"])
+        function = module.get_function(made.metadata.name)
+        if made.metadata.shared > _WITHOUT_ASKING:
+            driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, made.metadata.shared)
+        plain = [kind[0] if isinstance(kind, tuple) else kind for kind in kinds if kind is not None]
+        letters = ["P" if isinstance(kind, Dtype) else _LETTERS[kind] for kind in plain] + ["P"] * _SCRATCH
+        places = tuple(
+            struct.calcsize("".join(letters[: i + 1])) - struct.calcsize(letters[i]) for i in range(len(letters))
+        )
+        return _Code(
+            module,
+            function.ptr,
+            32 * made.metadata.num_warps,
+            made.metadata.shared,
+            made.metadata.global_scratch_size,
+            struct.Struct("".join(letters)),
+            places,
+        )
