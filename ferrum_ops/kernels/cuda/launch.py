@@ -139,7 +139,7 @@ class Kernel:
         kind: Any
         kinds: list[Any] = []
         values: list[float] = []
-        device = -1
+        device: int | str = -1
         for argument in arguments:
             if type(argument) is Tensor:
                 spec = argument._spec
