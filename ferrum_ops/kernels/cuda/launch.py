@@ -109,6 +109,8 @@ class Kernel:
         self.name: str = function.__name__
         self._function = function
         self._names = names
+        if unknown := sorted(set(aligned) - set(names)):
+            raise ValueError(f"{self.name}: aligned names {', '.join(unknown)}; the parameters are {', '.join(names)}")
         self._watched = frozenset(names.index(name) for name in aligned)
         self._codes: dict[tuple[Any, ...], _Code] = {}
         self._lock = Lock()
