@@ -22,13 +22,14 @@ EXAMPLES ?= 500
 SEEDS ?= 0 1 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit conformance bench format clean test-cuda
+.PHONY: help demo test lint unit docs conformance bench format clean test-cuda
 
 help:
 	@echo "make demo         set up, then embed sentences and generate text with real models"
 	@echo "make test         set up, then lint and run every test that this machine can run"
 	@echo "make lint         ruff and mypy"
 	@echo "make unit         the tests alone (JOBS=2)"
+	@echo "make docs         the site of the documents, in docs/build/html; a warning is an error"
 	@echo "make test-cuda    the tests that need a CUDA device, and what its products and calls cost"
 	@echo "make format       let ruff rewrite the sources"
 	@echo "make conformance  the array API suite: SUITE=path [DEVICE=cpu] [EXAMPLES=500] [SEEDS='0 1 2']"
@@ -48,14 +49,14 @@ $(VENV)/.demo: $(VENV)/.made pyproject.toml
 
 $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 	$(PIP) '$(TORCH)'
-	$(PIP) --editable '.[dev,models,mlx,cpu]'
+	$(PIP) --editable '.[dev,docs,models,mlx,cpu]'
 	@touch $@
 
 demo: $(VENV)/.demo
 	$(BIN)/ferrum demo
 	$(BIN)/ferrum generate --model models/stdlib-moe --prompt 'What does textwrap.dedent do?' --temp 0
 
-test: lint unit
+test: lint unit docs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
@@ -70,6 +71,9 @@ test-cuda: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m cuda tests/array tests/ops tests/models
 	$(BIN)/python benchmarks/matmul_cuda.py
 
+docs: $(VENV)/.dev
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/build/html
+
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
@@ -83,5 +87,5 @@ bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/overhead.py
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

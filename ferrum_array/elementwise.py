@@ -31,7 +31,7 @@ def _doc(summary: str, example: str, result: str) -> str:
 
 # One tensor.
 abs = real_valued(
-    "abs", _doc("The absolute value, |x|; real for complex x.", "fa.abs(fa.asarray([-1, 2]))", "Tensor([1, 2])")
+    "abs", _doc("The absolute value, ``|x|``; real for complex x.", "fa.abs(fa.asarray([-1, 2]))", "Tensor([1, 2])")
 )
 acos = unary("acos", _doc("The inverse cosine, in radians.", "fa.acos(fa.asarray([1.0]))", "Tensor([0.])"))
 acosh = unary("acosh", _doc("The inverse hyperbolic cosine.", "fa.acosh(fa.asarray([1.0]))", "Tensor([0.])"))
@@ -70,7 +70,7 @@ round = unary(
     "round", _doc("The nearest integer, halves to even.", "fa.round(fa.asarray([0.5, 1.5]))", "Tensor([0., 2.])")
 )
 sign = unary(
-    "sign", _doc("-1, 0 or 1; x / |x| for complex x.", "fa.sign(fa.asarray([-3, 0, 3]))", "Tensor([-1,  0,  1])")
+    "sign", _doc("-1, 0 or 1; ``x / |x|`` for complex x.", "fa.sign(fa.asarray([-3, 0, 3]))", "Tensor([-1,  0,  1])")
 )
 signbit = predicate(
     "signbit", _doc("Whether the sign bit is set.", "fa.signbit(fa.asarray([-0.0, 0.0]))", "Tensor([ True, False])")
@@ -96,7 +96,7 @@ bitwise_right_shift = binary(
 )
 bitwise_xor = binary("bitwise_xor", _doc("x1 ^ x2.", "fa.bitwise_xor(fa.asarray([6]), 3)", "Tensor([5])"))
 copysign = binary(
-    "copysign", _doc("|x1| with the sign of x2.", "fa.copysign(fa.asarray([1.0]), -0.0)", "Tensor([-1.])")
+    "copysign", _doc("``|x1|`` with the sign of x2.", "fa.copysign(fa.asarray([1.0]), -0.0)", "Tensor([-1.])")
 )
 divide = binary("divide", _doc("x1 / x2.", "fa.divide(fa.asarray([1, 2]), 2)", "Tensor([0.5, 1. ])"))
 equal = binary("equal", _doc("Whether x1 == x2.", "fa.equal(fa.asarray([1, 2]), 2)", "Tensor([False,  True])"))

@@ -30,7 +30,7 @@ __all__ = [
 
 
 def isclose(a: Operand, b: Operand, *, rtol: float = 1e-5, atol: float = 1e-8, equal_nan: bool = False) -> Tensor:
-    """Whether |a - b| <= atol + rtol * |b|, elementwise; infinities are close to themselves, NaN only with *equal_nan*.
+    """Whether ``|a - b| <= atol + rtol * |b|``, elementwise; infinities equal themselves, NaN only with *equal_nan*.
 
     Examples:
         >>> import ferrum_array as fa
@@ -109,7 +109,7 @@ def bitcast(x: Tensor, dtype: Any, /) -> Tensor:
 
 
 def create_diagonal(x: Tensor, /, *, offset: int = 0) -> Tensor:
-    """Matrices [..., N + |offset|, N + |offset|] with *x* [..., N] on the diagonal *offset* above the main one.
+    """Matrices ``[..., N + |offset|, N + |offset|]`` with *x* [..., N] on the diagonal *offset* above the main one.
 
     Raises:
         ValueError: for a 0-d tensor.

@@ -151,9 +151,9 @@ def matrix_power(x: Tensor, n: int, /) -> Tensor:
 
 
 def vector_norm(x: Tensor, /, *, axis: Axis = None, keepdims: bool = False, ord: float = 2) -> Tensor:
-    """The *ord*-norm of vectors along *axis* (all elements for None): (sum of |x|**ord)**(1/ord).
+    """The *ord*-norm of vectors along *axis* (all elements for None): ``sum(|x|**ord)**(1/ord)``.
 
-    ``inf`` and ``-inf`` give the greatest and least |x|, 0 the number of elements that are not zero. Real.
+    ``inf`` and ``-inf`` give the greatest and least ``|x|``, 0 the number of elements that are not zero. Real.
 
     Raises:
         IndexError: for an axis out of bounds.

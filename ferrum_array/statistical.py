@@ -141,7 +141,7 @@ def _spread(name: str, x: Tensor, axis: Axis, correction: float, keepdims: bool)
 
 
 def var(x: Tensor, /, *, axis: Axis = None, correction: float = 0.0, keepdims: bool = False) -> Tensor:
-    """The variance along *axis*: the sum of |x - mean|**2 over N - *correction* (1 for a sample).
+    """The variance along *axis*: the sum of ``|x - mean|**2`` over N - *correction* (1 for a sample).
 
     Raises:
         IndexError: for an axis out of bounds.

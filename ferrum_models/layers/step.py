@@ -70,7 +70,7 @@ class Step:
     states: dict[int, Any] = field(default_factory=dict)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, number: int, **options: Any) -> Tensor:
-        """Causal attention of layer *number*: q [T, H, D], k and v [T, Hkv, *] to [T, H, Dv]."""
+        """Causal attention of layer *number*: q [T, H, D], k and v ``[T, Hkv, *]`` to [T, H, Dv]."""
         result: Tensor
         if not self.kept:
             result = attention(q, k, v, causal=True, meta=self.meta, **options)
