@@ -13,7 +13,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_FENCE = re.compile(r"^```(?P<language>[\w-]*)\s*$")
+# a language, or a directive of the site in braces, such as {toctree}
+_FENCE = re.compile(r"^```(?P<language>[\w-]*|\{[\w-]+\}[^`]*)\s*$")
+_CELL = "{code-cell}"  # of a notebook that is a page; options in lines such as ":tags: [hide-input]" stand first
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ def blocks(page: Path) -> list[Block]:
                 raise ValueError(f"{page.name}:{number}: name the block's language, or 'text'")
             language, start, lines = fence["language"], number, []
         elif start and fence and not fence["language"]:
+            if language.startswith(_CELL):
+                language = "python"
+                lines = ["" if re.match(r":[\w-]+:", line) else line for line in lines]
             found.append(Block(page, start, language, "\n".join(lines) + "\n"))
             start = 0
         elif start:

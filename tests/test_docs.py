@@ -15,6 +15,7 @@ from tests import docs_tools
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if "build" not in page.relative_to(ROOT).parts]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 
@@ -144,6 +145,7 @@ def page_with(folder: Path, text: str) -> Path:
         ("```python\n>>> 1 + 1\n3\n```\n", AssertionError),
         ("```python\nx = 1\n```\ntext\n```python\nassert x == 2\n```\n", AssertionError),
         ("```python\nundefined\n```\n", NameError),
+        ("```{toctree}\nundefined\n```\n```{code-cell} python\n:tags: [hide-input]\nundefined\n```\n", NameError),
     ],
 )
 def test_a_wrong_block_is_found(tmp_path: Path, text: str, error: type[Exception]) -> None:
