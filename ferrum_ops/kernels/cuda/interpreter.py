@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from triton.runtime import interpreter as tritons
+
 from ferrum_array import Tensor
 
 __all__ = ["interpret"]
@@ -44,6 +46,18 @@ class _Memory:
 
     def stride(self) -> tuple[int, ...]:
         return tuple(self._array.strides)
+
+
+_language = tritons._patch_lang_tensor
+
+
+def _with_index(tensor: Any, scope: Any) -> None:
+    """Triton's language, interpreted, with bounds of loops that NumPy 2.4 takes: a scalar is an array of one axis."""
+    _language(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+
+tritons._patch_lang_tensor = _with_index
 
 
 def interpret(
