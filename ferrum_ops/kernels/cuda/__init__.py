@@ -10,7 +10,7 @@ import importlib.util
 from functools import cache
 
 from ferrum_array import Dtype
-from ferrum_ops.registry import Row
+from ferrum_ops.registry import Row, register
 
 __all__ = ["triton_is_missing"]
 
@@ -47,3 +47,20 @@ def _row(
         when=None if when is None else f"{_HERE}.{when}",
         missing=triton_is_missing,
     )
+
+
+_ADDED = ("residual", "mixed")
+_KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "softplus")
+_NO_F64 = "norms:no_float64"
+
+register(
+    _row("rms_norm", "norms:rms_norm", "offset", "residual", "gate"),
+    _row("rms_norm", "norms:rms_norm", "offset", "gate", *_ADDED, name="rms_norm_mixed", when=_NO_F64),
+    _row("layer_norm", "norms:layer_norm", "residual"),
+    _row("layer_norm", "norms:layer_norm", *_ADDED, name="layer_norm_mixed", when=_NO_F64),
+    _row("l2_norm", "norms:l2_norm"),
+    _row("activation", "activations:activation", *_KINDS),
+    _row("gated_activation", "activations:gated_activation", *_KINDS, "limit", "alpha", "up_offset"),
+    _row("sigmoid_gate", "activations:sigmoid_gate", "by_row", "residual"),
+    _row("softcap", "activations:softcap"),
+)

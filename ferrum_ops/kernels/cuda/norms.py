@@ -1,0 +1,109 @@
+"""Rows of ``rms_norm``, ``l2_norm`` and ``layer_norm``: a program has whole rows in registers, or passes over one."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final
+
+import ferrum_array as fa
+from ferrum_array import Tensor
+from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two
+from ferrum_ops.kernels.cuda.layouts import in_order, rows
+from ferrum_ops.kernels.cuda.source import norms as source
+
+__all__ = ["LONGEST", "l2_norm", "layer_norm", "no_float64", "rms_norm"]
+
+#: the longest block that a program holds; longer rows are passed over twice or more
+LONGEST: Final = 1 << 15
+_BLOCK: Final = 1 << 13  # of those
+
+_STEPS: Final = ("size", "x_step", "residual_step")
+_RMS = Kernel(source.rms_norm, aligned=(*_STEPS, "gate_step"))
+_RMS_WIDE = Kernel(source.rms_norm_wide, aligned=(*_STEPS, "gate_step"))
+_LAYER = Kernel(source.layer_norm, aligned=_STEPS)
+_LAYER_WIDE = Kernel(source.layer_norm_wide, aligned=_STEPS)
+
+
+@cache
+def _shape(size: int) -> tuple[int, int, int]:
+    """How many rows a program has, the length of their block, and how many warps."""
+    block = power_of_two(size)
+    count = max(1, 2048 // block)
+    return count, block, min(16, max(2, count * block // 1024))
+
+
+def no_float64(*arguments: object) -> str | None:
+    """Why a kernel cannot take these arguments, if one is a float64."""
+    if any(isinstance(one, Tensor) and one.dtype is fa.float64 for one in arguments):
+        return "does not take float64 operands"
+    return None
+
+
+def rms_norm(
+    x: Tensor, w: Tensor | None, eps: float, offset: float, residual: Tensor | None, gate: Tensor | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The op."""
+    out = empty(x._data.shape, x)
+    total = None if residual is None else empty(x._data.shape, residual)
+    _rms(x, w, residual, gate, out, total, float(x._data.shape[-1]), eps, offset)
+    return out if total is None else (out, total)
+
+
+def l2_norm(x: Tensor, eps: float) -> Tensor:
+    """The op."""
+    out = empty(x._data.shape, x)
+    _rms(x, None, None, None, out, None, 1.0, eps, 0.0)
+    return out
+
+
+def _rms(
+    x: Tensor,
+    w: Tensor | None,
+    residual: Tensor | None,
+    gate: Tensor | None,
+    out: Tensor,
+    total: Tensor | None,
+    parts: float,
+    eps: float,
+    offset: float,
+) -> None:
+    size, many = x._data.shape[-1], out._data.size
+    if not many:
+        return
+    x, x_step = rows(x)
+    residual, residual_step = (None, 0) if residual is None else rows(residual)
+    gate, gate_step = (None, 0) if gate is None else rows(gate)
+    w = None if w is None else in_order(w)
+    many //= size
+    steps = size, x_step, residual_step, gate_step
+    numbers = parts, float(eps), float(offset) if offset else None
+    if size > LONGEST:
+        _RMS_WIDE((many,), x, w, residual, gate, out, total, *steps, *numbers, warps=16, BLOCK=_BLOCK)
+        return
+    count, block, warps = _shape(size)
+    grid = (-(-many // count),)
+    _RMS(grid, x, w, residual, gate, out, total, many, *steps, *numbers, warps=warps, ROWS=count, BLOCK=block)
+
+
+def layer_norm(
+    x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, residual: Tensor | None
+) -> Tensor | tuple[Tensor, Tensor]:
+    """The op."""
+    out = empty(x._data.shape, x)
+    total = None if residual is None else empty(x._data.shape, residual)
+    size, many = x._data.shape[-1], out._data.size
+    if many:
+        x, x_step = rows(x)
+        residual, residual_step = (None, 0) if residual is None else rows(residual)
+        w = None if w is None else in_order(w)
+        b = None if b is None else in_order(b)
+        many //= size
+        steps = size, x_step, residual_step
+        numbers = float(size), float(eps)
+        if size > LONGEST:
+            _LAYER_WIDE((many,), x, w, b, residual, out, total, *steps, *numbers, warps=16, BLOCK=_BLOCK)
+        else:
+            count, block, warps = _shape(size)
+            grid = (-(-many // count),)
+            _LAYER(grid, x, w, b, residual, out, total, many, *steps, *numbers, warps=warps, ROWS=count, BLOCK=block)
+    return out if total is None else (out, total)
