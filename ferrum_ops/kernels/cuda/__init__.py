@@ -25,6 +25,8 @@ def triton_is_missing() -> str | None:
 
 _F32, _F16, _BF16 = Dtype.F32, Dtype.F16, Dtype.BF16
 _FLOATS = frozenset((dtype,) for dtype in (_F32, _F16, _BF16))
+#: of two operands, each by itself
+_PAIRS = frozenset((x, y) for x in (_F32, _F16, _BF16) for y in (_F32, _F16, _BF16))
 _HERE = __name__
 
 
@@ -52,6 +54,7 @@ def _row(
 _ADDED = ("residual", "mixed")
 _KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "softplus")
 _NO_F64 = "norms:no_float64"
+_TURNED = ("offset", "rotary_dim", "interleaved")
 
 register(
     _row("rms_norm", "norms:rms_norm", "offset", "residual", "gate"),
@@ -63,4 +66,14 @@ register(
     _row("gated_activation", "activations:gated_activation", *_KINDS, "limit", "alpha", "up_offset"),
     _row("sigmoid_gate", "activations:sigmoid_gate", "by_row", "residual"),
     _row("softcap", "activations:softcap"),
+    _row("rope", "ropes:rope", "rotary_dim", "interleaved", dtypes=_PAIRS),
+    _row("qk_norm_rope", "ropes:qk_norm_rope", *_TURNED, dtypes=_PAIRS),
+    _row(
+        "qk_norm_rope",
+        "ropes:qk_norm_rope",
+        *(*_TURNED, "mixed"),
+        dtypes=_PAIRS,
+        name="qk_norm_rope_mixed",
+        when=_NO_F64,
+    ),
 )

@@ -1,0 +1,139 @@
+"""Rows of ``rope`` and ``qk_norm_rope``, and of both with ``kv_append``: one launch for queries, keys and values."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Final, NamedTuple
+
+import ferrum_array as fa
+from ferrum_array import Tensor
+from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two
+from ferrum_ops.kernels.cuda.layouts import heads, in_order, rows
+from ferrum_ops.kernels.cuda.source import ropes as source
+
+__all__ = ["qk_norm_rope", "rope"]
+
+_TURN = Kernel(
+    source.turn,
+    aligned=("size", "value_size", "half", "q_token", "q_head", "k_token", "k_head", "v_token", "v_head", "table_step"),
+)
+
+#: elements that a program has, at many tokens and at few, where there should be more programs than elements for each
+_TILE: Final = 2048
+_SMALL_TILE: Final = 1024
+_FEW: Final = 128  # tokens
+
+
+@cache
+def _shape(tokens: int, fewest: int, length: int) -> tuple[int, int, int]:
+    """How many tokens and heads a program has, and how many warps."""
+    tile = _TILE if tokens > _FEW else _SMALL_TILE
+    many = max(1, min(power_of_two(fewest), tile // length))
+    together = max(1, min(tile // (many * length), power_of_two(tokens)))
+    return together, many, max(1, min(8, together * many * length // 512))
+
+
+def _tables(cos: Tensor, sin: Tensor, before: tuple[int, ...]) -> tuple[Tensor, Tensor, int, int]:
+    """The tables, how many rows they have, over which tokens go round and round, and how far these are apart."""
+    shape = cos._data.shape[:-1]
+    while shape and shape[0] == 1:
+        shape = shape[1:]
+    if shape != before[len(before) - len(shape) :]:
+        cos, sin = (fa.broadcast_to(table, (*before, table.shape[-1])) for table in (cos, sin))
+        shape = before
+    period = 1
+    for n in shape:
+        period *= n
+    cos, step = rows(cos)
+    sin, other = rows(sin)
+    if step != other:
+        cos, sin = in_order(cos), in_order(sin)
+        step = cos._data.shape[-1]
+    return cos, sin, period, step
+
+
+class Written(NamedTuple):
+    """Where keys and values go: values, the rows of the tokens, and the memory of a cache."""
+
+    v: Tensor
+    slots: Tensor
+    k_out: Tensor
+    v_out: Tensor
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+
+
+def turn(
+    q: Tensor,
+    k: Tensor | None,
+    wq: Tensor | None,
+    wk: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    norm: tuple[float, float] | None,
+    rotary_dim: int,
+    interleaved: bool,
+    written: Written | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """q and k turned, after a norm of eps and offset if there is one; k and v into a cache if there is one."""
+    *before, count, size = q._data.shape
+    out = empty(q._data.shape, q)
+    k_heads = 0 if k is None else k._data.shape[-2]
+    k_out = written.k_out if written is not None else None if k is None else empty(k._data.shape, k)
+    tokens = 1
+    for n in before:
+        tokens *= n
+    if not tokens or not (count or k_heads):
+        return out, k_out
+    cos, sin, period, table_step = _tables(cos, sin, tuple(before))
+    q, *q_steps = heads(q)
+    k, *k_steps = (None, 0, 0) if k is None else heads(k)
+    v, *v_steps = (None, 0, 0) if written is None else heads(written.v)
+    value_size = 0 if v is None else v._data.shape[-1]
+    half = rotary_dim // 2
+    rest = size - rotary_dim
+    block = power_of_two(half)
+    length = max(2 * block + (power_of_two(rest) if rest else 0), power_of_two(value_size))
+    together, many, warps = _shape(tokens, min(count, k_heads) or max(count, k_heads), power_of_two(length))
+    parts = -(-count // many) + -(-k_heads // many) * (1 if v is None else 2)
+    eps, offset = (None, None) if norm is None else (float(norm[0]), float(norm[1]) or None)
+    _TURN(
+        (-(-tokens // together) * parts,),
+        *(q, k, v, None if wq is None else in_order(wq), None if wk is None else in_order(wk), cos, sin),
+        *((None,) if written is None else (written.slots,)),
+        *(out, k_out),
+        *((None, None, None) if written is None else (written.v_out, written.k_scale, written.v_scale)),
+        *(tokens, count, k_heads, size, value_size, half, period),
+        *(*q_steps, *k_steps, *v_steps, table_step, eps, offset),
+        warps=warps,
+        PAIRS=interleaved,
+        TOKENS=together,
+        HEADS=many,
+        HALF=block,
+        REST=power_of_two(rest) if rest else 0,
+        VALUE=power_of_two(value_size),
+    )
+    return out, k_out
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:
+    """The op."""
+    return turn(x, None, None, None, cos, sin, None, rotary_dim, interleaved)[0]
+
+
+def qk_norm_rope(
+    q: Tensor,
+    k: Tensor,
+    wq: Tensor | None,
+    wk: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    eps: float,
+    offset: float,
+    rotary_dim: int,
+    interleaved: bool,
+) -> tuple[Tensor, Tensor]:
+    """The op; nothing is rounded between norm and turn."""
+    queries, keys = turn(q, k, wq, wk, cos, sin, (eps, offset), rotary_dim, interleaved)
+    assert keys is not None
+    return queries, keys

@@ -1,0 +1,170 @@
+"""Heads that turn by the position of their token, after a norm or not, into a tensor or into a cache."""
+
+import triton
+import triton.language as tl
+
+from ferrum_ops.kernels.cuda.source.norms import inverse_root
+from ferrum_ops.kv_cache import GREATEST_SCALE
+
+__all__ = ["quantising_scale", "quantised", "turn"]
+
+_GREATEST = tl.constexpr(GREATEST_SCALE)
+_WITHOUT_SIGN = tl.constexpr(0x7FFFFFFF)
+_INFINITE = tl.constexpr(0x7F800000)
+_ROUNDING = tl.constexpr(12582912.0)  # 1.5 * 2**23: behind it float32 has no places, so adding it rounds half to even
+
+
+@triton.jit
+def magnitude(x):
+    """The bits of ``abs(x)`` as an integer: they are in the order of the numbers, infinity and NaN above all."""
+    return x.to(tl.int32, bitcast=True) & _WITHOUT_SIGN
+
+
+@triton.jit
+def quantising_scale(most):
+    """The scale of an int8 row, from the bits of its greatest magnitude; NaN for a row that is not finite."""
+    scale = tl.div_rn(most.to(tl.float32, bitcast=True), 127.0)
+    scale = tl.where(scale > _GREATEST, _GREATEST, scale)
+    return tl.where(most >= _INFINITE, float("nan"), scale)
+
+
+@triton.jit
+def quantised(x, scale):
+    """x in steps of scale, half to even, as int8; 0 where scale is NaN."""
+    steps = tl.div_rn(tl.where(scale == scale, x, 0.0), tl.where(scale > 0.0, scale, 1.0))
+    steps = (steps + _ROUNDING) - _ROUNDING
+    return tl.where(steps > 127.0, 127.0, tl.where(steps < -127.0, -127.0, steps)).to(tl.int8)
+
+
+@triton.jit
+def _weighted(y, factor, w, offset, col, mask):
+    """``y * factor * (offset + w)``; w and offset may be absent."""
+    y *= factor
+    if w is not None:
+        scale = tl.load(w + col, mask=mask, other=0.0).to(tl.float32)
+        y *= scale if offset is None else scale + offset
+    return y
+
+
+@triton.jit
+def _stored(to, y, scale, mask):
+    """y at these addresses, in their dtype, in steps of scale if there is one."""
+    if scale is None:
+        tl.store(to, y.to(to.dtype.element_ty), mask=mask)
+    else:
+        tl.store(to, quantised(y, scale), mask=mask)
+
+
+@triton.jit
+def _turned(
+    x, w, c, s, out, scales, present, inner, size, half, eps, offset,
+    PAIRS: tl.constexpr, HALF: tl.constexpr, REST: tl.constexpr,
+):  # fmt: skip
+    """Heads at the addresses x, to the addresses out; scales are the addresses of theirs, or absent."""
+    low = tl.arange(0, HALF)[None, None, :]
+    both = tl.arange(0, 2 * HALF)[None, None, :]
+    rest = 2 * half + tl.arange(0, max(REST, 1))[None, None, :]
+    within, in_rest = present & inner, present & (rest < size)
+    if PAIRS:
+        y = tl.load(x + both, mask=present & (both < 2 * half), other=0.0).to(tl.float32)
+        squares = tl.sum(y * y, axis=2, keep_dims=True)
+        a = y
+        b = y
+    else:
+        a = tl.load(x + low, mask=within, other=0.0).to(tl.float32)
+        b = tl.load(x + half + low, mask=within, other=0.0).to(tl.float32)
+        y = a
+        squares = tl.sum(a * a + b * b, axis=2, keep_dims=True)
+    z = a
+    if REST:
+        z = tl.load(x + rest, mask=in_rest, other=0.0).to(tl.float32)
+        squares += tl.sum(z * z, axis=2, keep_dims=True)
+    if eps is not None:
+        factor = inverse_root(squares, size.to(tl.float32), eps)
+        if PAIRS:
+            y = _weighted(y, factor, w, offset, both, both < 2 * half)
+        else:
+            a = _weighted(a, factor, w, offset, low, inner)
+            b = _weighted(b, factor, w, offset, half + low, inner)
+        if REST:
+            z = _weighted(z, factor, w, offset, rest, rest < size)
+    if PAIRS:
+        a, b = tl.split(tl.reshape(y, (y.shape[0], y.shape[1], HALF, 2)))
+    a, b = a * c - b * s, a * s + b * c
+    scale = None
+    if scales is not None:
+        most = tl.max(tl.maximum(magnitude(a), magnitude(b)), axis=2, keep_dims=True)
+        if REST:
+            most = tl.maximum(most, tl.max(magnitude(z), axis=2, keep_dims=True))
+        scale = quantising_scale(most)
+        tl.store(scales, scale, mask=present)
+    if PAIRS:
+        y = tl.reshape(tl.join(a, b), y.shape)
+        _stored(out + both, y, scale, present & (both < 2 * half))
+    else:
+        _stored(out + low, a, scale, within)
+        _stored(out + half + low, b, scale, within)
+    if REST:
+        _stored(out + rest, z, scale, in_rest)
+
+
+@triton.jit
+def turn(
+    q, k, v, wq, wk, cos, sin, slots, q_out, k_out, v_out, k_scale, v_scale,
+    tokens, q_heads, k_heads, size, value_size, half, period,
+    q_token, q_head, k_token, k_head, v_token, v_head, table_step, eps, offset,
+    PAIRS: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
+    HALF: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr,
+):  # fmt: skip
+    """Queries, and keys if there are any, normalised if there is an eps, and turned; values beside them copied.
+
+    Keys and values of token t go to row ``slots[t]`` of k_out and v_out, or to row t without slots; in int8, with
+    scales, where there are k_scale and v_scale. A program has some heads of some tokens: of q, of k or of v.
+    """
+    q_parts = tl.cdiv(q_heads, HEADS)
+    k_parts = tl.cdiv(k_heads, HEADS)
+    parts = q_parts
+    if k is not None:
+        parts += k_parts
+    if v is not None:
+        parts += k_parts
+    part = tl.program_id(0) % parts
+    token = (tl.program_id(0) // parts).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None, None]
+    there = token < tokens
+    row = token
+    if slots is not None:
+        row = tl.load(slots + token, mask=there, other=0).to(tl.int64)
+    i = tl.arange(0, HALF)[None, None, :]
+    inner = i < half
+    at = token % period * table_step + i
+    if part < q_parts:
+        c = tl.load(cos + at, mask=there & inner, other=0.0).to(tl.float32)
+        s = tl.load(sin + at, mask=there & inner, other=0.0).to(tl.float32)
+        head = part * HEADS + tl.arange(0, HEADS)[None, :, None]
+        present = there & (head < q_heads)
+        _turned(
+            q + token * q_token + head * q_head, wq, c, s, q_out + (token * q_heads + head) * size, None,
+            present, inner, size, half, eps, offset, PAIRS, HALF, REST,
+        )  # fmt: skip
+    elif k is not None:
+        if part < q_parts + k_parts:
+            c = tl.load(cos + at, mask=there & inner, other=0.0).to(tl.float32)
+            s = tl.load(sin + at, mask=there & inner, other=0.0).to(tl.float32)
+            head = (part - q_parts) * HEADS + tl.arange(0, HEADS)[None, :, None]
+            present = there & (head < k_heads)
+            _turned(
+                k + token * k_token + head * k_head, wk, c, s, k_out + (row * k_heads + head) * size,
+                None if k_scale is None else k_scale + (row * k_heads + head),
+                present, inner, size, half, eps, offset, PAIRS, HALF, REST,
+            )  # fmt: skip
+        elif v is not None:
+            head = (part - q_parts - k_parts) * HEADS + tl.arange(0, HEADS)[None, :, None]
+            present = there & (head < k_heads)
+            col = tl.arange(0, VALUE)[None, None, :]
+            inside = present & (col < value_size)
+            y = tl.load(v + token * v_token + head * v_head + col, mask=inside, other=0.0).to(tl.float32)
+            scale = None
+            if v_scale is not None:
+                scale = quantising_scale(tl.max(magnitude(y), axis=2, keep_dims=True))
+                tl.store(v_scale + (row * k_heads + head), scale, mask=present)
+            _stored(v_out + (row * k_heads + head) * value_size + col, y, scale, inside)
