@@ -13,6 +13,7 @@ from ferrum_ops.kernels.cuda.source import activations as source
 __all__ = ["activation", "gated_activation", "sigmoid_gate", "softcap"]
 
 _TILE: Final = 1024  # elements
+_SHORTEST: Final = 128  # rows of a tile: not every length has its own code
 _WARPS: Final = 4
 
 _ACTIVATION = Kernel(source.activation, aligned=("size", "x_step"))
@@ -24,7 +25,7 @@ _SOFTCAP = Kernel(source.softcap, aligned=("size", "x_step"))
 @cache
 def _tile(size: int) -> tuple[int, int, int]:
     """The rows and the columns of a tile, and how many tiles lie side by side."""
-    block = min(_TILE, power_of_two(size))
+    block = min(_TILE, max(_SHORTEST, power_of_two(size)))
     return _TILE // block, block, -(-size // block)
 
 

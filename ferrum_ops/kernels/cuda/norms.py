@@ -16,6 +16,7 @@ __all__ = ["LONGEST", "l2_norm", "layer_norm", "no_float64", "rms_norm"]
 #: the longest block that a program holds; longer rows are passed over twice or more
 LONGEST: Final = 1 << 15
 _BLOCK: Final = 1 << 13  # of those
+_SHORTEST: Final = 128  # so that not every length has its own code
 
 _STEPS: Final = ("size", "x_step", "residual_step")
 _RMS = Kernel(source.rms_norm, aligned=(*_STEPS, "gate_step"))
@@ -27,7 +28,7 @@ _LAYER_WIDE = Kernel(source.layer_norm_wide, aligned=_STEPS)
 @cache
 def _shape(size: int) -> tuple[int, int, int]:
     """How many rows a program has, the length of their block, and how many warps."""
-    block = power_of_two(size)
+    block = max(_SHORTEST, power_of_two(size))
     count = max(1, 2048 // block)
     return count, block, min(16, max(2, count * block // 1024))
 

@@ -22,6 +22,12 @@ _TURN = Kernel(
 _TILE: Final = 2048
 _SMALL_TILE: Final = 1024
 _FEW: Final = 128  # tokens
+_SHORTEST: Final = 16
+
+
+def _block(size: int) -> int:
+    """The length of a block for so many elements; not every length has its own code."""
+    return max(_SHORTEST, power_of_two(size))
 
 
 @cache
@@ -92,8 +98,10 @@ def turn(
     value_size = 0 if v is None else v._data.shape[-1]
     half = rotary_dim // 2
     rest = size - rotary_dim
-    block = power_of_two(half)
-    length = max(2 * block + (power_of_two(rest) if rest else 0), power_of_two(value_size))
+    block = _block(half)
+    rest_block = _block(rest) if rest else 0
+    value_block = _block(value_size)
+    length = max(2 * block + rest_block, value_block)
     together, many, warps = _shape(tokens, min(count, k_heads) or max(count, k_heads), power_of_two(length))
     parts = -(-count // many) + -(-k_heads // many) * (1 if v is None else 2)
     eps, offset = (None, None) if norm is None else (float(norm[0]), float(norm[1]) or None)
@@ -110,8 +118,8 @@ def turn(
         TOKENS=together,
         HEADS=many,
         HALF=block,
-        REST=power_of_two(rest) if rest else 0,
-        VALUE=power_of_two(value_size),
+        REST=rest_block,
+        VALUE=value_block,
     )
     return out, k_out
 
