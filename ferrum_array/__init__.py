@@ -14,6 +14,7 @@ from ferrum_array import (
     conversion,
     creation,
     data_types,
+    doors,
     elementwise,
     extra,
     fft,
@@ -96,6 +97,8 @@ __all__ += sets.__all__
 __all__ += sorting.__all__
 __all__ += statistical.__all__
 __all__ += utility.__all__
+
+doors.open_doors()
 
 _LAZY = ("io", "random", "testing")
 

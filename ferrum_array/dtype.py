@@ -8,6 +8,7 @@ float, ``float16`` with ``bfloat16``) the result is the least upper bound in :da
 from __future__ import annotations
 
 from functools import cache
+from importlib import import_module
 from typing import Any, ClassVar, Literal, final
 
 Kind = Literal["bool", "signed integer", "unsigned integer", "real floating", "complex floating"]
@@ -95,6 +96,16 @@ class Dtype:
 
     def __reduce__(self) -> tuple[type[Dtype], tuple[str]]:
         return (Dtype, (self.name,))
+
+    @property
+    def __numpy_dtype__(self) -> Any:
+        """NumPy's dtype of the same name: so NumPy 2.4 reads ``numpy.dtype(ferrum_array.float32)``."""
+        return import_module("ferrum_array.backends.host").raw_dtype(self)
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes of an element, under NumPy's name."""
+        return self.bytes_per_elem
 
     @property
     def is_integer(self) -> bool:

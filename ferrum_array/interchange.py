@@ -78,6 +78,11 @@ class Interchange:
             raise ValueError(f"converting {self._summary()} to {dtype} needs a copy, but copy=False was given")
         return array.astype(dtype)
 
+    @property
+    def __numpy_dtype__(self) -> Any:
+        """NumPy's dtype of the elements, for ``numpy.result_type`` and others that ask no more than that."""
+        return self._spec.dtype.__numpy_dtype__
+
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """NumPy's ufuncs on tensors give tensors: by the function of ours, or on the host for those we do not have."""
         fa = sys.modules[__package__]

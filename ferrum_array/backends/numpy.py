@@ -11,6 +11,7 @@ import numpy as np
 
 from ferrum_array.backends import float16, host
 from ferrum_array.backends.base import Holder, Raw
+from ferrum_array.backends.dlpack import Integers, as_bfloat16
 from ferrum_array.backends.shared import MOVES, SharedBackend
 from ferrum_array.dtype import Dtype
 from ferrum_array.spec import ELEMENTWISE
@@ -197,17 +198,19 @@ class NumpyBackend(SharedBackend):
                 raise BufferError("__dlpack__: read-only memory needs max_version >= (1, 0) or a copy")
             copy = True
         if host.dtype_of(raw) is Dtype.BF16:
-            raise BufferError("__dlpack__: NumPy exports no bfloat16; convert with astype('float32') first")
+            return as_bfloat16((raw.copy() if copy else raw).view(np.int16).__dlpack__(max_version=max_version))
         return (raw.copy() if copy else raw[...]).__dlpack__(max_version=max_version)
 
     def from_dlpack(self, obj: Any, *, copy: bool | None) -> Raw:
+        source = Integers(obj)
         try:
-            return self.adopt(np.from_dlpack(obj, copy=copy))
+            raw = np.from_dlpack(source, copy=copy)
         except (RuntimeError, BufferError) as error:  # the class depends on NumPy's version
             raise BufferError(
-                f"from_dlpack: NumPy cannot take this memory of {type(obj).__name__} ({error}); bfloat16 goes through "
-                "its bits: export it as 16-bit integers, or convert it to float32 first"
+                f"from_dlpack: NumPy cannot take this memory of {type(obj).__name__} ({error}); copy it to the CPU "
+                "first, or convert it to a dtype of the standard"
             ) from error
+        return self.adopt(raw.view(host.bfloat16()) if source.changed else raw)
 
     # Quicker ways to the same.
 

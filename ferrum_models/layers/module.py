@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
+from html import escape
 from typing import Any, Self, TypeVar, dataclass_transform
 
 import ferrum_array as fa
@@ -171,6 +172,10 @@ class Module:
     def __repr__(self) -> str:
         return "\n".join(_tree(self))
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the tree, whose branches open and close."""
+        return f'<div style="font-family: monospace; white-space: pre">{_branches(_tree(self))}</div>'
+
 
 def _fields(module: Module, *, shown: bool = False) -> Iterator[tuple[str, Any]]:
     for one in dataclasses.fields(module):  # type: ignore[arg-type] # subclasses are dataclasses: see layer
@@ -218,6 +223,21 @@ def _tree(module: Module) -> list[str]:
             lines.append(f"  {label}: {child[0]}")
             lines += [f"  {line}" for line in child[1:]]
     return lines
+
+
+def _branches(lines: list[str]) -> str:
+    """The lines of a tree as HTML: a line with others under it is what is seen of them while they are closed."""
+    first, rest = lines[0], lines[1:]
+    if not rest:
+        return f"<div>{escape(first)}</div>"
+    parts: list[list[str]] = []
+    for line in rest:
+        if line.startswith("    "):  # below the part that began last
+            parts[-1].append(line[2:])
+        else:
+            parts.append([line[2:]])
+    inner = "".join(_branches(part) for part in parts)
+    return f'<details open><summary>{escape(first)}</summary><div style="margin-left: 2ch">{inner}</div></details>'
 
 
 def _is_stack(value: Any) -> bool:
