@@ -27,6 +27,7 @@ from ferrum_ops.quantize import dequantize, quantize, repack
 from ferrum_ops.recurrent import causal_conv1d, gated_delta_rule, gdn_gates
 from ferrum_ops.registry import Explanation, explain, fast_paths, use_fast_paths
 from ferrum_ops.rope import qk_norm_rope, rope, rope_table
+from ferrum_ops.rope_append import rope_append
 from ferrum_ops.rope_config import rope_frequencies, rope_scaling
 from ferrum_ops.rope_scalings import (
     DynamicScaling,
@@ -97,6 +98,7 @@ __all__ = [
     "repack",
     "rms_norm",
     "rope",
+    "rope_append",
     "rope_frequencies",
     "rope_scaling",
     "rope_table",

@@ -18,7 +18,9 @@ from ferrum_ops.planning import block_slots, stretches
 from ferrum_ops.registry import Op
 from ferrum_ops.types import SequenceMeta
 
-__all__ = ["KVCache", "KVSpec", "cache_of", "cache_slots", "kv_append", "kv_copy_blocks", "kv_gather"]
+__all__ = [
+    "KVCache", "KVSpec", "append_slots", "cache_of", "cache_slots", "kv_append", "kv_copy_blocks", "kv_gather",
+]  # fmt: skip
 
 Layout = Literal["contiguous", "ring", "paged"]
 
@@ -296,19 +298,28 @@ def kv_append(cache: KVCache, k: Tensor, v: Tensor, meta: SequenceMeta) -> None:
         >>> cache.k[:, 0, 0]
         Tensor([0., 0., 3., 0., 0., 0., 1., 2.])
     """
-    spec = cache_of("kv_append", cache, meta).spec
+    slots = append_slots("kv_append", cache, k, v, meta)
+    if slots:
+        _KV_APPEND(k.device, (k.dtype, cache.spec.dtype), (), cache, k, v, slots, meta)
+
+
+def append_slots(op: str, cache: KVCache, k: Tensor, v: Tensor, meta: SequenceMeta) -> tuple[int, ...]:
+    """The slots of the tokens of *meta*, once it is known that their keys and values can be written to *cache*.
+
+    Raises:
+        TypeError, ValueError: as ``kv_append`` says, in the name of *op*.
+    """
+    spec = cache_of(op, cache, meta).spec
     for what, x, size in (("k", k, spec.head_dim), ("v", v, spec.value_dim)):
-        floating("kv_append", what, x)
-        alike("kv_append", cache.k, what, x, dtype=False)
+        floating(op, what, x)
+        alike(op, cache.k, what, x, dtype=False)
         if x.shape != (meta.tokens, spec.kv_heads, size):
             raise ValueError(
-                f"kv_append: {what} must be [{meta.tokens},{spec.kv_heads},{size}] for this meta and {cache!r}, "
+                f"{op}: {what} must be [{meta.tokens},{spec.kv_heads},{size}] for this meta and {cache!r}, "
                 f"got {describe(x)}"
             )
-    alike("kv_append", k, "v", v)
-    slots = cache_slots("kv_append", spec, meta)
-    if slots:
-        _KV_APPEND(k.device, (k.dtype, spec.dtype), (), cache, k, v, slots, meta)
+    alike(op, k, "v", v)
+    return cache_slots(op, spec, meta)
 
 
 @_KV_APPEND.reference

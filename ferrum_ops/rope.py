@@ -207,8 +207,8 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, rotary_dim: int | None = None, 
         >>> rope(x, *quarter, interleaved=True)
         Tensor([[[-2.,  1., -4.,  3.]]])
     """
-    turning = _check_rope("rope", "x", x, cos, sin, rotary_dim)
-    features = _rope_features(x, turning, interleaved)
+    turning = check_rope("rope", "x", x, cos, sin, rotary_dim)
+    features = rope_features(x, turning, interleaved)
     return _ROPE(x.device, (x.dtype, cos.dtype), features, x, cos, sin, turning, bool(interleaved))
 
 
@@ -256,18 +256,12 @@ def qk_norm_rope(
         >>> qk_norm_rope(q, k, None, fa.asarray([0.5, 1.0]), fa.asarray([[0.0]]), fa.asarray([[1.0]]), eps=0.0)
         (Tensor([[[-1.,  1.]]]), Tensor([[[1. , 0.5]]]))
     """
-    turning = _check_rope("qk_norm_rope", "q", q, cos, sin, rotary_dim)
-    _check_rope("qk_norm_rope", "k", k, cos, sin, rotary_dim)
-    alike("qk_norm_rope", q, "k", k)
-    if (*q.shape[:-2], q.shape[-1]) != (*k.shape[:-2], k.shape[-1]):
-        raise ValueError(
-            f"qk_norm_rope: q and k must share all axes but the heads, got q {describe(q)} and k {describe(k)}"
-        )
+    turning = check_rope_pair("qk_norm_rope", q, k, cos, sin, rotary_dim)
     check_rms_norm("qk_norm_rope", "wq", q, wq, eps, offset)
     check_rms_norm("qk_norm_rope", "wk", k, wk, eps, offset)
     features = (
         *(("offset",) if offset else ()),
-        *_rope_features(q, turning, interleaved),
+        *rope_features(q, turning, interleaved),
         *mixed(q, wq, wk),
     )
     dtypes = (q.dtype, cos.dtype)
@@ -293,15 +287,20 @@ def _qk_norm_rope(
     return turned(q, wq), turned(k, wk)
 
 
-def _rope_features(x: Tensor, rotary_dim: int, interleaved: bool) -> tuple[str, ...]:
+def rope_features(x: Tensor, rotary_dim: int, interleaved: bool) -> tuple[str, ...]:
+    """What a turn of *x* has beyond the plain one."""
     return (
         *(("rotary_dim",) if rotary_dim != x.shape[-1] else ()),
         *(("interleaved",) if interleaved else ()),
     )
 
 
-def _check_rope(op: str, what: str, x: Tensor, cos: Tensor, sin: Tensor, rotary_dim: int | None) -> int:
-    """How many dimensions turn."""
+def check_rope(op: str, what: str, x: Tensor, cos: Tensor, sin: Tensor, rotary_dim: int | None) -> int:
+    """How many dimensions of *x*, which *what* names, turn by the tables.
+
+    Raises:
+        TypeError, ValueError: as ``rope`` says.
+    """
     floating(op, what, x)
     if x.ndim < 3:
         raise ValueError(f"{op}: {what} must be [..., T, H, D], got {describe(x)}")
@@ -333,3 +332,17 @@ def _check_rope(op: str, what: str, x: Tensor, cos: Tensor, sin: Tensor, rotary_
             f"got {describe(cos)}{hint}"
         )
     return rotary_dim
+
+
+def check_rope_pair(op: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rotary_dim: int | None) -> int:
+    """How many dimensions of queries and keys turn by the same tables.
+
+    Raises:
+        TypeError, ValueError: as ``qk_norm_rope`` says.
+    """
+    turning = check_rope(op, "q", q, cos, sin, rotary_dim)
+    check_rope(op, "k", k, cos, sin, rotary_dim)
+    alike(op, q, "k", k)
+    if (*q.shape[:-2], q.shape[-1]) != (*k.shape[:-2], k.shape[-1]):
+        raise ValueError(f"{op}: q and k must share all axes but the heads, got q {describe(q)} and k {describe(k)}")
+    return turning

@@ -11,6 +11,9 @@ import ferrum_array as fa
 from benchmarks.ops_error import Draw, Results, case
 from ferrum_ops import (
     ActivationKind,
+    KVCache,
+    KVSpec,
+    SequenceMeta,
     activation,
     gated_activation,
     l2_norm,
@@ -18,6 +21,7 @@ from ferrum_ops import (
     qk_norm_rope,
     rms_norm,
     rope,
+    rope_append,
     rope_table,
     sigmoid_gate,
     softcap,
@@ -155,3 +159,23 @@ def _qk_norm_rope(draw: Draw) -> Results:
     got = draw.call(qk_norm_rope, q, k, wq, wk, cos, sin, eps=1e-6, offset=offset, interleaved=interleaved)
     for one, x64, w64 in zip(got, (q64, k64), (wq64, wk64), strict=True):
         yield one, exact_rope(exact_rms(x64, w64, 1e-6, offset, None), cos64, sin64, dim, interleaved)
+
+
+@case("rope_append")
+def _rope_append(draw: Draw) -> Results:
+    tokens, dim, heads = draw.between(1, 30), 2 * draw.between(4, 64), draw.between(1, 4)
+    q, q64 = draw.noise(tokens, heads * draw.one_of(1, 2, 4), dim)
+    k, k64 = draw.noise(tokens, heads, dim)
+    v, v64 = draw.noise(tokens, heads, dim)
+    cos, sin, cos64, sin64 = turns(draw, tokens, dim)
+    cache = KVCache.empty(KVSpec(heads, dim, 1, tokens, dtype=draw.dtype), draw.device)
+    meta = SequenceMeta.packed([tokens])
+    if draw.flag():
+        q = draw.call(rope_append, cache, q, k, v, cos, sin, meta)
+    else:
+        (wq, wq64), (wk, wk64) = (draw.noise(dim) for _ in range(2))
+        q = draw.call(rope_append, cache, q, k, v, cos, sin, meta, wq=wq, wk=wk, eps=1e-6)
+        q64, k64 = exact_rms(q64, wq64, 1e-6, 0.0, None), exact_rms(k64, wk64, 1e-6, 0.0, None)
+    for got, x64 in ((q, q64), (cache.k, k64)):
+        yield got, exact_rope(x64, cos64, sin64, dim, False)
+    yield cache.v, v64

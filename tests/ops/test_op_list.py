@@ -17,7 +17,7 @@ OPS = [
     *("linear", "grouped_linear", "lora_delta", "embedding"),
     *("rms_norm", "layer_norm", "l2_norm"),
     *("activation", "gated_activation", "sigmoid_gate", "softcap"),
-    *("rope_table", "rope", "qk_norm_rope"),
+    *("rope_table", "rope", "qk_norm_rope", "rope_append"),
     *("kv_append", "kv_gather", "kv_copy_blocks"),
     *("attention", "paged_attention", "merge_attention", "mla_attention"),
     *("causal_conv1d", "gdn_gates", "gated_delta_rule"),
@@ -41,8 +41,8 @@ PLAIN = {
 VALUES = ["SequenceMeta", "KVSpec", "KVCache", "QuantTensor", "RoutePlan"]
 
 
-def test_there_are_thirty_eight() -> None:
-    assert len(OPS) == len(set(OPS)) == 38
+def test_there_are_thirty_nine() -> None:
+    assert len(OPS) == len(set(OPS)) == 39
 
 
 @pytest.mark.parametrize("name", OPS + VALUES)

@@ -55,6 +55,7 @@ _ADDED = ("residual", "mixed")
 _KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "softplus")
 _NO_F64 = "norms:no_float64"
 _TURNED = ("offset", "rotary_dim", "interleaved")
+_APPENDED = frozenset((*pair, held) for pair in _PAIRS for held in (_F32, _F16, _BF16, Dtype.I8))
 
 register(
     _row("rms_norm", "norms:rms_norm", "offset", "residual", "gate"),
@@ -74,6 +75,15 @@ register(
         *(*_TURNED, "mixed"),
         dtypes=_PAIRS,
         name="qk_norm_rope_mixed",
+        when=_NO_F64,
+    ),
+    _row("rope_append", "ropes:rope_append", "norm", *_TURNED, dtypes=_APPENDED),
+    _row(
+        "rope_append",
+        "ropes:rope_append",
+        *("norm", *_TURNED, "mixed"),
+        dtypes=_APPENDED,
+        name="rope_append_mixed",
         when=_NO_F64,
     ),
 )

@@ -9,9 +9,12 @@ import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two
 from ferrum_ops.kernels.cuda.layouts import heads, in_order, rows
+from ferrum_ops.kernels.cuda.plans import slots_of
 from ferrum_ops.kernels.cuda.source import ropes as source
+from ferrum_ops.kv_cache import KVCache
+from ferrum_ops.types import SequenceMeta
 
-__all__ = ["qk_norm_rope", "rope"]
+__all__ = ["qk_norm_rope", "rope", "rope_append"]
 
 _TURN = Kernel(
     source.turn,
@@ -145,3 +148,36 @@ def qk_norm_rope(
     queries, keys = turn(q, k, wq, wk, cos, sin, (eps, offset), rotary_dim, interleaved)
     assert keys is not None
     return queries, keys
+
+
+def _written(x: Tensor) -> Tensor:
+    """*x*, to be written: where others see its memory, it gets memory of its own first."""
+    if not (x._spec.device.backend.exclusive(x) and x._data.flags.c_contiguous):
+        x._data = x._data.copy("C")
+    return x
+
+
+def rope_append(
+    cache: KVCache,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    meta: SequenceMeta,
+    wq: Tensor | None,
+    wk: Tensor | None,
+    norm: tuple[float, float] | None,
+    rotary_dim: int,
+    interleaved: bool,
+) -> Tensor:
+    """The op; turned keys are rounded once, to the dtype of the cache."""
+    written = Written(
+        v,
+        slots_of(cache.spec, meta, q.device),
+        _written(cache.k),
+        _written(cache.v),
+        None if cache.k_scale is None else _written(cache.k_scale),
+        None if cache.v_scale is None else _written(cache.v_scale),
+    )
+    return turn(q, k, wq, wk, cos, sin, norm, rotary_dim, interleaved, written)[0]
