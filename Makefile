@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 
 PACKAGES := ferrum_array ferrum_ops ferrum_models
-SOURCES := $(PACKAGES) tests benchmarks conformance models
+SOURCES := $(PACKAGES) tests benchmarks conformance examples models
 JOBS ?= 2
 # Test workers share the cores: with threads of their own on top, they would wait for each other.
 ONE_THREAD := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1
@@ -62,6 +62,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/mypy
+	$(BIN)/mypy --strict examples/typed.py
 
 unit: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS)

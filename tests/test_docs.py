@@ -129,6 +129,13 @@ def test_public_functions_have_examples(name: str) -> None:
     assert [n for n, value in public.items() if ">>> " not in (value.__doc__ or "")] == []
 
 
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+def test_examples_run(script: Path) -> None:
+    run = subprocess.run([sys.executable, "-W", "error", script], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout
+
+
 # The helpers can fail.
 
 
