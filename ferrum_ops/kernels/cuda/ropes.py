@@ -114,7 +114,7 @@ def turn(
         *((None,) if written is None else (written.slots,)),
         *(out, k_out),
         *((None, None, None) if written is None else (written.v_out, written.k_scale, written.v_scale)),
-        *(tokens, count, k_heads, size, value_size, half, period),
+        *(tokens, 0 if k_out is None else k_out._data.shape[0], count, k_heads, size, value_size, half, period),
         *(*q_steps, *k_steps, *v_steps, table_step, eps, offset),
         warps=warps,
         PAIRS=interleaved,

@@ -84,15 +84,16 @@ def _turned(
 @triton.jit
 def turn(
     q, k, v, wq, wk, cos, sin, slots, q_out, k_out, v_out, k_scale, v_scale,
-    tokens, q_heads, k_heads, size, value_size, half, period,
+    tokens, rows, q_heads, k_heads, size, value_size, half, period,
     q_token, q_head, k_token, k_head, v_token, v_head, table_step, eps, offset,
     PAIRS: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
     HALF: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr,
 ):  # fmt: skip
     """Queries, and keys if there are any, normalised if there is an eps, and turned; values beside them copied.
 
-    Keys and values of token t go to row ``slots[t]`` of k_out and v_out, or to row t without slots; in int8, with
-    scales, where there are k_scale and v_scale. A program has some heads of some tokens: of q, of k or of v.
+    Keys and values of token t go to row ``slots[t]`` of k_out and v_out, which have so many rows, or to row t without
+    slots; in int8, with scales, where there are k_scale and v_scale. A program has some heads of some tokens: of q, of
+    k or of v.
     """
     q_parts = tl.cdiv(q_heads, HEADS)
     k_parts = tl.cdiv(k_heads, HEADS)
@@ -105,8 +106,10 @@ def turn(
     token = (tl.program_id(0) // parts).to(tl.int64) * TOKENS + tl.arange(0, TOKENS)[:, None, None]
     there = token < tokens
     row = token
+    kept = there
     if slots is not None:
-        row = tl.load(slots + token, mask=there, other=0).to(tl.int64)
+        row = tl.load(slots + token, mask=there, other=-1).to(tl.int64)
+        kept = (row >= 0) & (row < rows)
     i = tl.arange(0, HALF)[None, None, :]
     inner = i < half
     at = token % period * table_step + i
@@ -124,7 +127,7 @@ def turn(
             c = tl.load(cos + at, mask=there & inner, other=0.0).to(tl.float32)
             s = tl.load(sin + at, mask=there & inner, other=0.0).to(tl.float32)
             head = (part - q_parts) * HEADS + tl.arange(0, HEADS)[None, :, None]
-            present = there & (head < k_heads)
+            present = kept & (head < k_heads)
             _turned(
                 k + token * k_token + head * k_head, wk, c, s, k_out + (row * k_heads + head) * size,
                 None if k_scale is None else k_scale + (row * k_heads + head),
@@ -132,7 +135,7 @@ def turn(
             )  # fmt: skip
         elif v is not None:
             head = (part - q_parts - k_parts) * HEADS + tl.arange(0, HEADS)[None, :, None]
-            present = there & (head < k_heads)
+            present = kept & (head < k_heads)
             col = tl.arange(0, VALUE)[None, None, :]
             inside = present & (col < value_size)
             y = tl.load(v + token * v_token + head * v_head + col, mask=inside, other=0.0).to(tl.float32)
