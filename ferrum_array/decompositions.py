@@ -67,7 +67,8 @@ def _result(x: Tensor, name: str, *arguments: Any) -> Any:
     try:
         return x._spec.call[name](x._data, *arguments)
     except ValueError as error:  # the libraries' LinAlgError is one
-        raise ValueError(f"{name}: {error}, for {x._summary()}") from error
+        hint = "; linalg.pinv has an answer for such a matrix" if name in ("inv", "solve") else ""
+        raise ValueError(f"{name}: {error}, for {x._summary()}{hint}") from error
 
 
 def cholesky(x: Tensor, /, *, upper: bool = False) -> Tensor:

@@ -54,7 +54,10 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *, copy: bool | None = Non
     if wanted.count(-1) == 1 and known and x.size % known == 0:
         wanted = tuple(x.size // known if n == -1 else n for n in wanted)
     if any(n < 0 for n in wanted) or prod(wanted) != x.size:
-        raise ValueError(f"reshape: {x._summary()} has {x.size} elements and cannot take the shape {wanted}")
+        raise ValueError(
+            f"reshape: {x._summary()} has {x.size} elements and cannot take the shape {wanted}"
+            + (f", which has {prod(wanted)}; one length may be -1" if min(wanted, default=0) >= 0 else "")
+        )
     result = _view(x, wanted)
     if copy is False and x.size and not x.device.backend.shares_memory(result._data, x._data):
         raise ValueError(

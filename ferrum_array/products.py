@@ -56,7 +56,7 @@ def matmul(x1: Tensor, x2: Tensor, /) -> Tensor:
     if x1.shape[-1] != inner:
         raise ValueError(
             f"matmul: {x1._summary()} @ {x2._summary()}: the last axis of the first has length {x1.shape[-1]}, "
-            f"the one that it meets {inner}"
+            f"the one that it meets {inner}; turn one over, for example with .mT"
         )
     broadcast("matmul (stacks)", x1.shape[:-2], x2.shape[:-2])
     return wrap(spec.call["matmul"](left, right), spec)

@@ -303,7 +303,8 @@ class Tensor(Interchange, Methods):
         if self.size != 1 or (self.ndim and wanted in ("index",)):
             raise (ValueError if wanted == "bool" else TypeError)(
                 f"{wanted}(): {self._summary()} has {self.size} elements in {self.ndim} axes; only a tensor of one "
-                f"element converts to a Python number" + ("; use any() or all()" if wanted == "bool" else "")
+                "element converts to a Python number; "
+                + ("use any() or all()" if wanted == "bool" else "take one out by its index, or use tolist()")
             )
         if kinds and dtype.kind not in kinds:
             raise TypeError(f"{wanted}(): a {dtype} tensor does not convert to a Python {wanted}; use astype() first")

@@ -145,7 +145,10 @@ def _check_operands(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"attention: q and k must share the head dimension; {given}")
     heads, key_heads = q.shape[-2], k.shape[-2]
     if not key_heads or heads % key_heads:
-        raise ValueError(f"attention: {heads} query heads are not a multiple of {key_heads} key heads; {given}")
+        raise ValueError(
+            f"attention: {heads} query heads are not a multiple of {key_heads} key heads; {given}; the layout is "
+            "[..., T, H, D], tokens before heads"
+        )
 
 
 def _checked_bias(bias: Tensor, q: Tensor, k: Tensor) -> Tensor:

@@ -132,7 +132,9 @@ def generate_tokens(
     held = 0 if cache is None else cache.lengths[0]
     total, limit = held + len(prompt) + max_new_tokens, model.config.max_position_embeddings
     if held + len(prompt) > limit:
-        raise ValueError(f"the prompt has {held + len(prompt)} tokens, but the model's positions end at {limit}")
+        raise ValueError(
+            f"the prompt has {held + len(prompt)} tokens, but the model's positions end at {limit}; shorten it"
+        )
     if draft is not None:
         _check_draft(model, rules, draft, held)
     rest, extra = prompt, 0 if draft is None else draft.tokens
