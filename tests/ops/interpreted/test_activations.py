@@ -1,0 +1,172 @@
+"""The kernels of activations and gates."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import special
+
+import ferrum_array as fa
+from ferrum_ops import ActivationKind
+from ferrum_ops.kernels.cuda import activations
+from tests.array.oracle import wide
+from tests.ops.interpreted.drawn import HALVES, LIES, Lie, lying, poison
+from tests.ops.oracle import check
+from tests.ops.test_activation import EXACT, LIMITS, exact_gate
+
+SHAPES = st.one_of(
+    st.lists(st.integers(0, 9), max_size=3).map(tuple), st.sampled_from([(1, 130), (3, 1025), (2, 2, 1500), (2100,)])
+)
+KINDS = get_args(ActivationKind)
+
+
+@pytest.fixture(autouse=True)
+def _without_warnings() -> object:
+    """Kernels do not warn of exponentials that are infinite; NumPy in their place would."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=SHAPES,
+    kind=st.sampled_from(KINDS),
+    spread=st.sampled_from([0.01, 1.0, 8.0]),
+    dtype=st.sampled_from(HALVES),
+    lie=st.sampled_from(LIES),
+)
+def test_as_the_oracle_says(
+    seed: int, shape: tuple[int, ...], kind: ActivationKind, spread: float, dtype: fa.Dtype, lie: Lie
+) -> None:
+    x, x64 = lying(seed, shape, dtype, lie, spread)
+    with poison(activations):
+        got = activations.activation(x, kind)
+    check(got, EXACT[kind](x64), dtype)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_right_to_the_last_digits(kind: ActivationKind) -> None:
+    x = fa.linspace(-4.0, 4.0, 1001)
+    check(activations.activation(x, kind), EXACT[kind](wide(x)), fa.float32, 2e-7)
+
+
+def test_both_tails_of_gelu() -> None:
+    """Where a formula with erf has lost every digit."""
+    x = fa.asarray(np.concatenate([np.linspace(-12, 12, 4001), *(np.logspace(-30, 0, 101) * s for s in (-1, 1))]))
+    x = x.astype(fa.float32)
+    want = EXACT["gelu"](wide(x))
+    error = np.abs(wide(activations.activation(x, "gelu")) - want) * 2.0**24
+    assert (error <= np.abs(want) * (6 + np.where(wide(x) < 0, wide(x) ** 2, 0))).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", HALVES)
+def test_limits(kind: ActivationKind, dtype: fa.Dtype) -> None:
+    x = fa.asarray([-fa.inf, fa.inf, fa.nan, -60000.0, 0.0], dtype=dtype)
+    low, high, nan, far, zero = wide(activations.activation(x, kind))
+    assert (low, high) == LIMITS[kind]
+    assert np.isnan(nan)
+    assert far == 0
+    assert zero == wide(fa.asarray(EXACT[kind](np.asarray(0.0)), dtype=dtype))
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=SHAPES,
+    kind=st.sampled_from(KINDS),
+    limit=st.sampled_from([None, 0.5, 7.0]),
+    alpha=st.sampled_from([1.0, 1.702]),
+    offset=st.sampled_from([0.0, 1.0, -0.5]),
+    dtype=st.sampled_from(HALVES),
+    lies=st.tuples(st.sampled_from(LIES), st.sampled_from(LIES)),
+)
+def test_gates_as_the_oracle_says(
+    seed: int,
+    shape: tuple[int, ...],
+    kind: ActivationKind,
+    limit: float | None,
+    alpha: float,
+    offset: float,
+    dtype: fa.Dtype,
+    lies: tuple[Lie, Lie],
+) -> None:
+    alpha = alpha if kind == "silu" else 1.0
+    gate, gate64 = lying(seed, shape, dtype, lies[0], 3.0)
+    up, up64 = lying(seed + 1, shape, dtype, lies[1], 3.0)
+    with poison(activations):
+        got = activations.gated_activation(gate, up, kind, limit, alpha, offset)
+    loose = 2e-6 if dtype is fa.float32 else 0.0  # as up + offset may cancel
+    check(got, exact_gate(gate64, up64, kind, limit, alpha, offset), dtype, loose)
+
+
+def test_gates_at_their_limits() -> None:
+    gate, up = fa.asarray([-fa.inf, fa.inf, fa.nan, 1.0, 1.0]), fa.asarray([2.0, 2.0, 2.0, fa.nan, fa.inf])
+    low, high, *nans, capped = wide(activations.gated_activation(gate, up, "relu", 3.0, 1.0, 0.0))
+    assert (low, high, capped) == (0, 6, 3)
+    assert np.isnan(nans).all()
+    assert wide(activations.gated_activation(gate, up, "silu", None, 1.702, 0.0))[0] == 0
+
+
+def test_halves_of_one_tensor() -> None:
+    h, h64 = lying(3, (5, 2 * 1100), fa.float16, "whole")
+    with poison(activations):
+        got = activations.gated_activation(h[:, :1100], h[:, 1100:], "gelu_tanh", None, 1.0, 0.0)
+    check(got, exact_gate(h64[:, :1100], h64[:, 1100:], "gelu_tanh", None, 1.0, 0.0), fa.float16)
+
+
+@settings(max_examples=60)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=SHAPES,
+    by_row=st.booleans(),
+    added=st.booleans(),
+    dtype=st.sampled_from(HALVES),
+    lies=st.tuples(*(st.sampled_from(LIES) for _ in range(3))),
+)
+def test_sigmoid_gates_as_the_oracle_says(
+    seed: int, shape: tuple[int, ...], by_row: bool, added: bool, dtype: fa.Dtype, lies: tuple[Lie, Lie, Lie]
+) -> None:
+    x, x64 = lying(seed, shape, dtype, lies[0])
+    gate, gate64 = lying(seed + 1, (*shape[:-1], 1) if by_row and shape else shape, dtype, lies[1], 4.0)
+    residual, r64 = lying(seed + 2, shape, dtype, lies[2])
+    with poison(activations):
+        got = activations.sigmoid_gate(x, gate, residual if added else None)
+    loose = {fa.float32: 2e-6}.get(dtype, 0.0) if added else 0.0
+    check(got, x64 * special.expit(gate64) + (r64 if added else 0.0), dtype, loose)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    shape=SHAPES,
+    cap=st.sampled_from([0.5, 30.0, 50.0]),
+    spread=st.sampled_from([0.01, 1.0, 100.0]),
+    dtype=st.sampled_from(HALVES),
+    lie=st.sampled_from(LIES),
+)
+def test_caps_as_the_oracle_says(
+    seed: int, shape: tuple[int, ...], cap: float, spread: float, dtype: fa.Dtype, lie: Lie
+) -> None:
+    x, x64 = lying(seed, shape, dtype, lie, spread)
+    with poison(activations):
+        got = activations.softcap(x, cap)
+    check(got, cap * np.tanh(x64 / cap), dtype)
+    assert (np.abs(wide(got)) <= cap).all()
+
+
+def test_caps_at_their_limits() -> None:
+    low, high, nan, zero = wide(activations.softcap(fa.asarray([-fa.inf, fa.inf, fa.nan, 0.0]), 30.0))
+    assert (low, high, zero) == (-30, 30, 0)
+    assert np.isnan(nan)
+
+
+def test_a_cap_where_two_forms_of_tanh_meet() -> None:
+    x = fa.linspace(0.4, 0.7, 1001)
+    for cap in (1.0, 0.5):
+        got = wide(activations.softcap(x * cap, cap))
+        want = cap * np.tanh(wide(x * cap) / cap)
+        assert (np.abs(got / want - 1.0) < 5e-7).all()
