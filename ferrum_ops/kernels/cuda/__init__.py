@@ -27,6 +27,8 @@ _F32, _F16, _BF16 = Dtype.F32, Dtype.F16, Dtype.BF16
 _FLOATS = frozenset((dtype,) for dtype in (_F32, _F16, _BF16))
 #: of two operands, each by itself
 _PAIRS = frozenset((x, y) for x in (_F32, _F16, _BF16) for y in (_F32, _F16, _BF16))
+#: of queries (or of new keys) and of a cache
+_CACHES = _PAIRS | frozenset((x, Dtype.I8) for x in (_F32, _F16, _BF16))
 _HERE = __name__
 
 
@@ -86,4 +88,22 @@ register(
         name="rope_append_mixed",
         when=_NO_F64,
     ),
+)
+
+_ATTENDED = ("full", "window", "softcap", "sinks", "ring")
+_CAN_ATTEND = "paged:refuses"
+
+register(
+    _row("paged_attention", "paged:paged_attention", *_ATTENDED, dtypes=_CACHES, when=_CAN_ATTEND),
+    _row(
+        "paged_attention",
+        "paged:paged_attention_with_sums",
+        *(*_ATTENDED, "lse"),
+        dtypes=_CACHES,
+        name="paged_attention_with_sums",
+        when=_CAN_ATTEND,
+    ),
+    _row("kv_append", "caching:kv_append", dtypes=_CACHES),
+    _row("kv_gather", "caching:kv_gather", dtypes=frozenset((y, x) for x, y in _CACHES)),
+    _row("kv_copy_blocks", "caching:kv_copy_blocks", dtypes=_FLOATS | {(Dtype.I8,)}),
 )

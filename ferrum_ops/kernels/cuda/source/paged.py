@@ -1,0 +1,298 @@
+"""Attention over caches, block by block of queries and tile by tile of keys, and the parts of split keys put together.
+
+Lengths, blocks and starts come from the memory of the device; nothing outside the tensors is read, whatever they say.
+"""
+
+import triton
+import triton.language as tl
+
+__all__ = ["attend", "check_tables", "combine"]
+
+_LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+_LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
+# tanh(x) = x + x * P(x**2) near 0, where the form with exponentials would cancel: least squares below _NEAR
+_NEAR: tl.constexpr = tl.constexpr(0.5625)
+_P1: tl.constexpr = tl.constexpr(-0.33333314)
+_P2: tl.constexpr = tl.constexpr(0.13332446)
+_P3: tl.constexpr = tl.constexpr(-0.05383695)
+_P4: tl.constexpr = tl.constexpr(0.021006)
+_P5: tl.constexpr = tl.constexpr(-0.00617823)
+
+
+@triton.jit
+def _tanh(x, EXACT: tl.constexpr):
+    t = tl.abs(x)
+    e = tl.exp2(t * (-2.0 * _LOG2_E))
+    found = (1.0 - e) / (1.0 + e)
+    if EXACT:
+        s = x * x
+        near = t + t * s * ((((_P5 * s + _P4) * s + _P3) * s + _P2) * s + _P1)
+        found = tl.where(t < _NEAR, near, found)
+    return tl.where(x < 0.0, -found, found)
+
+
+@triton.jit
+def _span(starts, lengths, sequence, tokens, room):
+    """A sequence's first token, how many tokens and how many keys it has, within what there is."""
+    first = tl.minimum(tl.maximum(tl.load(starts + sequence), 0), tokens)
+    last = tl.minimum(tl.maximum(tl.load(starts + sequence + 1), first), tokens)
+    keys = tl.minimum(tl.maximum(tl.load(lengths + sequence), 0), room)
+    return first, last - first, keys
+
+
+@triton.jit
+def _slots(table, i, j, inside, blocks, size, PAGE: tl.constexpr, LAYOUT: tl.constexpr, BN: tl.constexpr):
+    """The rows of the cache that hold the keys *j* = i, i + 1, ..., of which those not *inside* may be any rows."""
+    if LAYOUT == "paged":
+        if PAGE % BN == 0 and PAGE > 0:  # all in one block
+            block = tl.minimum(tl.maximum(tl.load(table + i // PAGE), 0), blocks - 1)
+            rows = block.to(tl.int64) * PAGE + i % PAGE + tl.arange(0, BN)
+        else:
+            length = PAGE if PAGE > 0 else size
+            block = tl.minimum(tl.maximum(tl.load(table + j // length, mask=inside, other=0), 0), blocks - 1)
+            rows = block.to(tl.int64) * length + j % length
+    else:
+        block = tl.minimum(tl.maximum(tl.load(table), 0), blocks - 1).to(tl.int64)
+        rows = block * size + (j % size if LAYOUT == "ring" else j)
+    return rows
+
+
+@triton.jit
+def _tiles(
+    begin, end, low, high, q, position, top, total, result, k, v, k_scale, v_scale, table, blocks, size, kv_heads,
+    head, scale, cap, window,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BD: tl.constexpr,
+    BV: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Queries against the keys from *begin* to *end*; without MASKED every query sees every one of them."""
+    d = tl.arange(0, BD)
+    e = tl.arange(0, BV)
+    for i in range(begin, end, BN):
+        j = i + tl.arange(0, BN)
+        inside = (j >= low) & (j < high)
+        rows = _slots(table, i, j, inside, blocks, size, PAGE, LAYOUT, BN) * kv_heads + head
+        k_at = k + rows[:, None] * DIM + d[None, :]
+        v_at = v + rows[:, None] * VALUE_DIM + e[None, :]
+        # what lies outside may be anything, NaN too, and 0 times NaN would count
+        if MASKED:
+            if BD == DIM:
+                keys = tl.load(k_at, mask=inside[:, None], other=0)
+            else:
+                keys = tl.load(k_at, mask=inside[:, None] & (d[None, :] < DIM), other=0)
+        elif BD == DIM:
+            keys = tl.load(k_at)
+        else:
+            keys = tl.load(k_at, mask=d[None, :] < DIM, other=0)
+        scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
+        if k_scale is not None:
+            scores *= tl.load(k_scale + rows, mask=inside, other=0.0)[None, :]
+        if cap is not None:
+            scores = _tanh(scores * (scale / cap), q.dtype == tl.float32) * (cap * _LOG2_E)
+        else:
+            scores *= scale * _LOG2_E
+        if MASKED:
+            seen = inside[None, :]
+            if CAUSAL:
+                seen = seen & (j[None, :] <= position[:, None])
+            if window is not None:
+                seen = seen & (j[None, :] > position[:, None] - window)
+            scores = tl.where(seen, scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, 1))
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(top - base)
+        total = total * shrink + tl.sum(weights, 1)
+        top = higher
+        if MASKED:
+            if BV == VALUE_DIM:
+                values = tl.load(v_at, mask=inside[:, None], other=0)
+            else:
+                values = tl.load(v_at, mask=inside[:, None] & (e[None, :] < VALUE_DIM), other=0)
+        elif BV == VALUE_DIM:
+            values = tl.load(v_at)
+        else:
+            values = tl.load(v_at, mask=e[None, :] < VALUE_DIM, other=0)
+        if v_scale is not None:
+            scales = tl.load(v_scale + rows, mask=inside, other=0.0)
+            if q.dtype == tl.float16:  # whose range does not hold every product: the greatest scale goes behind the sum
+                most = tl.max(scales, 0)
+                scales = scales / tl.where(most > 0.0, most, 1.0)
+                weights = (weights * scales[None, :]).to(q.dtype)
+                seen_values = tl.dot(weights, values.to(q.dtype), input_precision=PRECISION)
+                result = result * shrink[:, None] + seen_values * most
+            else:
+                weights = (weights * scales[None, :]).to(q.dtype)
+                result = tl.dot(weights, values.to(q.dtype), result * shrink[:, None], input_precision=PRECISION)
+        else:
+            weights = weights.to(q.dtype)
+            result = tl.dot(weights, values.to(q.dtype), result * shrink[:, None], input_precision=PRECISION)
+    return top, total, result
+
+
+@triton.jit
+def attend(
+    q, k, v, k_scale, v_scale, sinks, starts, lengths, tables, out, sums, parts, part_sums,
+    tokens, blocks, width, size, room, kv_heads, q_token, q_head, fewest, most, splits, scale, cap, window,
+    SPLIT: tl.constexpr, CAUSAL: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, LAYOUT: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """A block of queries that share a head of keys, of a sequence of *fewest* to *most* tokens, and a split of keys.
+
+    A row of the block is a token and one of the GROUP heads. With SPLIT the result is a part, relative to its own sum,
+    and ``combine`` puts parts together. WHOLE: tiles that all queries see are computed without masks.
+    """
+    # numbers of the cache's dtype, where queries have another, go as float32; int8 is exact in any
+    ALIKE: tl.constexpr = q.dtype.element_ty == k.dtype.element_ty or k.dtype.element_ty == tl.int8
+    COMPUTE: tl.constexpr = q.dtype.element_ty if ALIKE else tl.float32
+    head = tl.program_id(0)
+    split = tl.program_id(1) % splits
+    block = tl.num_programs(1) // splits - 1 - tl.program_id(1) // splits  # those that see most keys begin first
+    sequence = tl.program_id(2)
+    first, count, keys = _span(starts, lengths, sequence, tokens, room)
+    if (count < fewest) | (count > most) | (block * BM >= count * GROUP):
+        return
+    row = block * BM + tl.arange(0, BM)
+    token = row // GROUP
+    heads = kv_heads * GROUP
+    own = head * GROUP + row % GROUP
+    here = token < count
+    line = (first + token).to(tl.int64) * heads + own
+    part = ((sequence.to(tl.int64) * most + token) * heads + own) * splits + split
+    position = keys - count + token
+    low = 0
+    high = keys
+    if CAUSAL:
+        final = tl.minimum((block * BM + BM - 1) // GROUP, count - 1)
+        high = tl.maximum(tl.minimum(keys, keys - count + final + 1), 0)
+    if window is not None:
+        low = tl.minimum(tl.maximum(keys - count + (block * BM) // GROUP - window + 1, 0), high)
+    begin = low // BN * BN
+    end = high
+    if SPLIT:
+        each = tl.cdiv(tl.cdiv(high - begin, BN), splits) * BN
+        begin += split * each
+        end = tl.minimum(begin + each, high)
+        if begin >= end:
+            tl.store(part_sums + part, tl.full([BM], float("-inf"), tl.float32), mask=here)
+            return
+
+    d = tl.arange(0, BD)
+    q_at = q + (first + token).to(tl.int64)[:, None] * q_token + own[:, None] * q_head + d[None, :]
+    queries = tl.load(q_at, mask=here[:, None] & (d[None, :] < DIM), other=0.0).to(COMPUTE)
+    top = tl.full([BM], float("-inf"), tl.float32)
+    total = tl.zeros([BM], tl.float32)
+    result = tl.zeros([BM, BV], tl.float32)
+    table = tables + sequence.to(tl.int64) * width
+    if WHOLE:
+        # to *middle* some query may not see a tile's first keys; from *late* on some may not see its last
+        middle = begin
+        late = end // BN * BN
+        if CAUSAL:
+            late = tl.minimum(tl.maximum(keys - count + (block * BM) // GROUP + 1, 0) // BN * BN, late)
+        if window is not None:
+            least = keys - count + tl.minimum((block * BM + BM - 1) // GROUP, count - 1) - window + 1
+            middle = tl.maximum(middle, tl.cdiv(tl.maximum(least, 0), BN) * BN)
+            middle = tl.minimum(middle, tl.cdiv(end, BN) * BN)
+            top, total, result = _tiles(
+                begin, middle, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
+                size, kv_heads, head, scale, cap, window,
+                True, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION,
+            )  # fmt: skip
+        late = tl.maximum(late, middle)
+        top, total, result = _tiles(
+            middle, late, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
+            size, kv_heads, head, scale, cap, window,
+            False, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION,
+        )  # fmt: skip
+        begin = late
+    top, total, result = _tiles(
+        begin, end, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
+        size, kv_heads, head, scale, cap, window,
+        True, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION,
+    )  # fmt: skip
+
+    e = tl.arange(0, BV)
+    kept = here[:, None] & (e[None, :] < VALUE_DIM)
+    if sinks is not None and not SPLIT:
+        sink = tl.load(sinks + own, mask=here, other=0.0).to(tl.float32) * _LOG2_E
+        higher = tl.maximum(top, sink)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        shrink = tl.exp2(top - base)
+        result *= shrink[:, None]
+        total = total * shrink + tl.exp2(sink - base)
+        top = higher
+    nothing = total == 0.0
+    total = tl.where(nothing, 1.0, total)
+    result = result / total[:, None]
+    level = tl.where(nothing, float("-inf"), top + tl.log2(total))
+    if not SPLIT:
+        tl.store(out + line[:, None] * VALUE_DIM + e[None, :], result.to(out.dtype.element_ty), mask=kept)
+        if sums is not None:
+            tl.store(sums + line, level * _LN_2, mask=here)
+    else:
+        tl.store(parts + part[:, None] * VALUE_DIM + e[None, :], result, mask=kept)
+        tl.store(part_sums + part, level, mask=here)
+
+
+@triton.jit
+def combine(
+    parts, part_sums, sinks, starts, lengths, out, sums, tokens, heads, fewest, most, splits,
+    VALUE_DIM: tl.constexpr, BV: tl.constexpr, BS: tl.constexpr, PIECE: tl.constexpr,
+):  # fmt: skip
+    """The result of one token and head from the parts of its keys, in their order; PIECE parts at a time."""
+    head = tl.program_id(0)
+    token = tl.program_id(1)
+    sequence = tl.program_id(2)
+    first, count, _ = _span(starts, lengths, sequence, tokens, 0)
+    if (count < fewest) | (count > most) | (token >= count):
+        return
+    line = (first + token).to(tl.int64) * heads + head
+    row = ((sequence.to(tl.int64) * most + token) * heads + head) * splits
+    s = tl.arange(0, BS)
+    levels = tl.load(part_sums + row + s, mask=s < splits, other=float("-inf"))
+    top = tl.max(levels, 0)
+    if sinks is not None:
+        sink = tl.load(sinks + head).to(tl.float32) * _LOG2_E
+        top = tl.maximum(top, sink)
+    base = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.sum(tl.exp2(levels - base), 0)
+    if sinks is not None:
+        total += tl.exp2(sink - base)
+    nothing = total == 0.0
+    e = tl.arange(0, BV)
+    p = tl.arange(0, PIECE)
+    result = tl.zeros([BV], tl.float32)
+    for start in range(0, splits, PIECE):
+        place = start + p
+        level = tl.load(part_sums + row + place, mask=place < splits, other=float("-inf"))
+        # an empty part has not been written
+        written = (level != float("-inf"))[:, None] & (e[None, :] < VALUE_DIM)
+        part = tl.load(parts + (row + place)[:, None] * VALUE_DIM + e[None, :], mask=written, other=0.0)
+        result += tl.sum(part * tl.exp2(level - base)[:, None], 0)
+    total = tl.where(nothing, 1.0, total)
+    result = result / total
+    tl.store(out + line * VALUE_DIM + e, result.to(out.dtype.element_ty), mask=e < VALUE_DIM)
+    if sums is not None:
+        tl.store(sums + line, tl.where(nothing, float("-inf"), top + tl.log2(total)) * _LN_2)
+
+
+@triton.jit
+def check_tables(tables, lengths, fault, width, size, blocks, RING: tl.constexpr, BLOCK: tl.constexpr):
+    """Lowers *fault* to ``sequence * (width + 1) + place`` for a used place that names no block, or place ``width`` for
+    keys beyond the blocks.
+    """
+    sequence = tl.program_id(0).to(tl.int64)
+    keys = tl.load(lengths + sequence)
+    used = (keys > 0).to(tl.int64) if RING else tl.cdiv(tl.maximum(keys, 0), size).to(tl.int64)
+    least = sequence * (width + 1) + width
+    if used > width:
+        tl.atomic_min(fault, least)
+    for start in range(0, width, BLOCK):
+        place = start + tl.arange(0, BLOCK)
+        inside = place < tl.minimum(used, width)
+        block = tl.load(tables + sequence * width + place, mask=inside, other=0)
+        wrong = inside & ((block < 0) | (block >= blocks))
+        found = tl.min(tl.where(wrong, place, width), 0)
+        if found < width:
+            tl.atomic_min(fault, sequence * (width + 1) + found)
