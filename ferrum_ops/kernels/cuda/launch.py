@@ -219,7 +219,12 @@ class Kernel:
                 signature[name] = plain
             if isinstance(plain, Dtype) != marked and plain is not None:  # a marked address is not aligned
                 attributes[(place,)] = [["tt.divisibility", _ALIGNMENT]]
-        source = ASTSource(fn=self._function, signature=signature, constexprs=fixed, attrs=attributes)
+        form: type[ASTSource] = ASTSource
+        if self._function.is_gluon():
+            from triton.experimental.gluon._runtime import GluonASTSource  # few processes need it
+
+            form = GluonASTSource
+        source = form(fn=self._function, signature=signature, constexprs=fixed, attrs=attributes)
         target = GPUTarget("cuda", capability, 32)
         return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
 
