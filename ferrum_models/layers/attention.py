@@ -7,9 +7,9 @@ from dataclasses import field
 from ferrum_array import Tensor
 from ferrum_models.layers.basic import Linear, RMSNorm
 from ferrum_models.layers.module import Module, layer
-from ferrum_models.layers.step import Room, Step
+from ferrum_models.layers.step import Room, Step, Turn
 from ferrum_models.weights import Weights
-from ferrum_ops import KVCache, qk_norm_rope, rope, sigmoid_gate
+from ferrum_ops import KVCache, sigmoid_gate
 
 __all__ = ["Attention"]
 
@@ -106,9 +106,19 @@ class Attention(Module):
         q = q.reshape(tokens, self.heads, self.head_dim)
         k = self.k_proj(x).reshape(tokens, self.kv_heads, self.head_dim)
         v = self.v_proj(x).reshape(tokens, self.kv_heads, self.head_dim)
-        q, k = self._turned(q, k, step)
+        turn = self._turn(step)
+        if turn is None and self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         seen = step.attend(
-            q, k, v, self.number, scale=self.scale, window=self.window, softcap=self.softcap, sinks=self.sinks
+            q,
+            k,
+            v,
+            self.number,
+            turn=turn,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+            sinks=self.sinks,
         )
         if gate is not None:
             seen = sigmoid_gate(seen, gate)
@@ -118,25 +128,11 @@ class Attention(Module):
         """Memory for the keys and values of this layer."""
         return room.keys(self.kv_heads, self.head_dim, self.head_dim, self.window)
 
-    def _turned(self, q: Tensor, k: Tensor, step: Step) -> tuple[Tensor, Tensor]:
-        """Queries and keys, normalised where there are norms, turned by their positions."""
+    def _turn(self, step: Step) -> Turn | None:
+        """How queries and keys turn by their positions, normalised first where there are norms."""
         if self.rope is None:
-            return (
-                q if self.q_norm is None else self.q_norm(q),
-                k if self.k_norm is None else self.k_norm(k),
-            )
+            return None
         cos, sin = step.tables[self.rope]
-        turning = 2 * cos.shape[-1]
         if self.q_norm is None or self.k_norm is None:
-            return rope(q, cos, sin, rotary_dim=turning), rope(k, cos, sin, rotary_dim=turning)
-        return qk_norm_rope(
-            q,
-            k,
-            self.q_norm.weight,
-            self.k_norm.weight,
-            cos,
-            sin,
-            eps=self.q_norm.eps,
-            offset=self.q_norm.offset,
-            rotary_dim=turning,
-        )
+            return Turn(cos, sin)
+        return Turn(cos, sin, self.q_norm.eps, self.q_norm.weight, self.k_norm.weight, self.q_norm.offset)

@@ -8,9 +8,20 @@ from functools import cached_property
 from typing import Any, Literal
 
 from ferrum_array import Device, Dtype, Tensor
-from ferrum_ops import KVCache, KVSpec, SequenceMeta, attention, kv_append, mla_attention, paged_attention
+from ferrum_ops import (
+    KVCache,
+    KVSpec,
+    SequenceMeta,
+    attention,
+    kv_append,
+    mla_attention,
+    paged_attention,
+    qk_norm_rope,
+    rope,
+    rope_append,
+)
 
-__all__ = ["CacheKind", "Room", "Step"]
+__all__ = ["CacheKind", "Room", "Step", "Turn"]
 
 CacheKind = Literal["contiguous", "paged"]
 
@@ -52,6 +63,45 @@ class Room:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """How the queries and keys of a layer turn, and their norms before it.
+
+    Attributes:
+        cos: [T, dim / 2]; the first dim dimensions of each head turn.
+        sin: the same.
+        eps: of the norms; None where there are none.
+        wq: weights of the norm of queries, wk of that of keys.
+        offset: added to the weights.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    eps: float | None = None
+    wq: Tensor | None = None
+    wk: Tensor | None = None
+    offset: float = 0.0
+
+    @property
+    def dim(self) -> int:
+        """How many dimensions of a head turn."""
+        return 2 * self.cos.shape[-1]
+
+    def __call__(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys, turned."""
+        cos, sin, dim = self.cos, self.sin, self.dim
+        if self.eps is None:
+            return rope(q, cos, sin, rotary_dim=dim), rope(k, cos, sin, rotary_dim=dim)
+        return qk_norm_rope(q, k, self.wq, self.wk, cos, sin, eps=self.eps, offset=self.offset, rotary_dim=dim)
+
+    def append(self, cache: KVCache, q: Tensor, k: Tensor, v: Tensor, meta: SequenceMeta) -> Tensor:
+        """The queries, turned; keys, turned, and values are written into the cache."""
+        return rope_append(
+            cache, q, k, v, self.cos, self.sin, meta,
+            wq=self.wq, wk=self.wk, eps=self.eps, offset=self.offset, rotary_dim=self.dim,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class Step:
     """One pass: which tokens belong to which sequence, how heads turn, and what earlier passes left.
 
@@ -69,15 +119,22 @@ class Step:
     blocks: tuple[tuple[int, ...], ...] | None = None
     states: dict[int, Any] = field(default_factory=dict)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, number: int, **options: Any) -> Tensor:
-        """Causal attention of layer *number*: q [T, H, D], k and v ``[T, Hkv, *]`` to [T, H, Dv]."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, number: int, *, turn: Turn | None = None, **options: Any
+    ) -> Tensor:
+        """Causal attention of layer *number*, after a *turn*: q [T, H, D], k and v ``[T, Hkv, *]`` to [T, H, Dv]."""
         result: Tensor
         if not self.kept:
+            if turn is not None:
+                q, k = turn(q, k)
             result = attention(q, k, v, causal=True, meta=self.meta, **options)
             return result
         cache = self.kept[number]
         meta = self.meta_of(cache)
-        kv_append(cache, k, v, meta)
+        if turn is None:
+            kv_append(cache, k, v, meta)
+        else:
+            q = turn.append(cache, q, k, v, meta)
         result = paged_attention(q, cache, meta, causal=True, **options)
         return result
 
