@@ -7,12 +7,13 @@ compiled before. Kernels accumulate in float32; float64 runs on the references.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 
 from ferrum_array import Dtype
 from ferrum_ops.registry import Row, register
 
-__all__ = ["triton_is_missing"]
+__all__ = ["nvmath_is_missing", "triton_is_missing"]
 
 
 @cache
@@ -21,6 +22,14 @@ def triton_is_missing() -> str | None:
     if importlib.util.find_spec("triton") is None:
         return 'triton is not installed; pip install "ferrum[cuda]"'
     return None
+
+
+@cache
+def nvmath_is_missing() -> str | None:
+    """What the machine lacks for products by cuBLASLt, or None."""
+    if importlib.util.find_spec("nvmath") is None:
+        return 'nvmath-python is not installed; pip install "ferrum[cuda]"'
+    return triton_is_missing()
 
 
 _F32, _F16, _BF16 = Dtype.F32, Dtype.F16, Dtype.BF16
@@ -39,6 +48,7 @@ def _row(
     dtypes: frozenset[tuple[Dtype, ...]] = _FLOATS,
     name: str = "",
     when: str | None = None,
+    missing: Callable[[], str | None] = triton_is_missing,
 ) -> Row:
     """The row of an op whose kernel is *place*, ``module:function`` in this package; *when* is written alike."""
     return Row(
@@ -49,7 +59,7 @@ def _row(
         frozenset(features),
         f"{_HERE}.{place}",
         when=None if when is None else f"{_HERE}.{when}",
-        missing=triton_is_missing,
+        missing=missing,
     )
 
 
@@ -106,4 +116,29 @@ register(
     _row("kv_append", "caching:kv_append", dtypes=_CACHES),
     _row("kv_gather", "caching:kv_gather", dtypes=frozenset((y, x) for x, y in _CACHES)),
     _row("kv_copy_blocks", "caching:kv_copy_blocks", dtypes=_FLOATS | {(Dtype.I8,)}),
+)
+
+_PLAIN = ("bias", "mixed", "dtype")
+_READ = ("quant:int4", "quant:int8", "quant:mxfp4", "zeros", *_PLAIN)
+_HALVES = frozenset(((_F16,), (_BF16,)))
+
+register(
+    _row("linear", "gemm:few_dense", *_PLAIN, dtypes=_HALVES, name="linear_few", when="gemm:few_dense_refuses"),
+    _row("linear", "cublas:linear", *_PLAIN, name="linear_cublaslt", when="cublas:refuses", missing=nvmath_is_missing),
+    _row(
+        "linear",
+        "gemm:few_quantised",
+        *_READ,
+        dtypes=_HALVES,
+        name="linear_few_quantised",
+        when="gemm:few_quantised_refuses",
+    ),
+    _row(
+        "linear",
+        "gemm:widened_in_blocks",
+        *_READ,
+        name="linear_widened",
+        when="gemm:widened_refuses",
+        missing=nvmath_is_missing,
+    ),
 )
