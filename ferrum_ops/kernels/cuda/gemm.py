@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
-from ferrum_ops.kernels.cuda.launch import Kernel, empty
+from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two
 from ferrum_ops.kernels.cuda.layouts import in_order, rows
 from ferrum_ops.kernels.cuda.source import gemm as source
 from ferrum_ops.quant.integer import IntScheme
@@ -26,7 +26,7 @@ __all__ = [
 ]  # fmt: skip
 
 #: up to so many rows are multiplied by the kernels here
-FEW: Final = 16
+FEW: Final = 64
 _WIDE: Final = 1 << 25  # numbers that are widened at a time
 
 _DENSE = Kernel(source.few_dense, aligned=("columns", "size", "x_step", "w_step"))
@@ -51,7 +51,7 @@ def count_of(x: Tensor) -> int:
 
 
 def _high(given: int) -> int:
-    return 1 if given <= 8 else 2
+    return power_of_two(-(-given // 8))
 
 
 # Dense weights.
@@ -129,7 +129,8 @@ def form_of(scheme: IntScheme | Mxfp4Scheme, size: int) -> Form | str:
     if scheme.activations is not None:
         return "does not round inputs"
     length = size if scheme.group is None else scheme.group
-    unit = next((unit for unit in (128, 64, 32) if length % unit == 0), None)
+    # a thread reads 16 bytes of a unit at once, or less
+    unit = next((unit for unit in (128, 64, 32) if length % unit == 0 and unit * scheme.bits <= 512), None)
     if unit is None:
         return f"groups are of multiples of 32 numbers, not {length}"
     return Form(scheme.kind, unit, 0 if scheme.group is None and scheme.symmetric else length // unit)
@@ -234,7 +235,7 @@ def widened(w: QuantTensor, like: Tensor, block: int = 64) -> Tensor:
     units = size // numbers
     _WIDEN(
         (columns, -(-units // block)), values, scales, zeros, out, units, values._data.strides[0] // 4,
-        _steps(scales), _steps(zeros), FORM=form.name, PER=form.unit * form.per // numbers, BLOCK=block,
+        _steps(scales), _steps(zeros), 1, FORM=form.name, PER=form.unit * form.per // numbers, BLOCK=block,
     )  # fmt: skip
     return out
 

@@ -94,17 +94,18 @@ def _plus(zeros, base, KIND: tl.constexpr):
 
 
 @triton.jit
-def _int4(words, zeros, KIND: tl.constexpr):
+def _int4(words, zeros, one, KIND: tl.constexpr):
     """The numbers [..., 2, 2, 2] of 8 fields of 4 bits, less zeros, or 8: exact.
 
-    A field in the last bits of a float that is a power of two adds to it.
+    A field in the last bits of a float that is a power of two adds to it. The bits of that float are put into a
+    register, by a factor that the compiler does not know: one instruction cannot have two constants.
     """
-    ONE: tl.constexpr = 0x43004300 if tl.bfloat16 == KIND else 0x64006400
+    power = ((0x43004300 if tl.bfloat16 == KIND else 0x64006400) * one).to(tl.uint32)
     pairs = _fours(
-        (words & 0x000F000F) | ONE,
-        ((words >> 4) & 0x000F000F) | ONE,
-        ((words >> 8) & 0x000F000F) | ONE,
-        ((words >> 12) & 0x000F000F) | ONE,
+        (words & 0x000F000F) | power,
+        ((words >> 4) & 0x000F000F) | power,
+        ((words >> 8) & 0x000F000F) | power,
+        ((words >> 12) & 0x000F000F) | power,
     )
     BASE: tl.constexpr = 128.0 if tl.bfloat16 == KIND else 1024.0
     return _halves(pairs, KIND) - (tl.full([], BASE + 8.0, KIND) if zeros is None else _plus(zeros, BASE, KIND))
@@ -144,10 +145,10 @@ def _e2m1(words, KIND: tl.constexpr):
 
 
 @triton.jit
-def _numbers(words, zeros, FORM: tl.constexpr, KIND: tl.constexpr):
+def _numbers(words, zeros, one, FORM: tl.constexpr, KIND: tl.constexpr):
     """The numbers in words, with three axes more; zeros, if any, have these too."""
     if FORM == "int4":
-        numbers = _int4(words, zeros, KIND)
+        numbers = _int4(words, zeros, one, KIND)
     elif FORM == "int8":
         numbers = _int8(words, zeros, KIND)
     else:
@@ -180,8 +181,8 @@ def few_quantised(
     neighbouring words to one thread where they belong to four.
     """
     KIND: tl.constexpr = x.dtype.element_ty
-    OCTETS: tl.constexpr = 1 if FORM == "int8" else 2  # groups of four numbers in a word
-    BK: tl.constexpr = 16 * OCTETS * WORDS  # numbers of a unit
+    EIGHTS: tl.constexpr = WORDS // 2 if FORM == "int8" else WORDS  # a thread has so many times 8 numbers of a unit
+    BK: tl.constexpr = 32 * EIGHTS
     BATCH: tl.constexpr = CHUNKS * WARPS
     lane = tl.arange(0, 4) * one
     # axes: 4 threads along K, 8 along rows, warps along units, more rows, more units, words of a thread
@@ -191,18 +192,18 @@ def few_quantised(
     unit = _along(tl.arange(0, WARPS), 2, 6) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 6)
     word = (unit * 4 + _along(lane, 0, 6)) * WORDS + _along(tl.arange(0, WORDS), 5, 6)
     w_at = w.to(tl.pointer_type(tl.uint32)) + n.to(tl.int64) * w_step + word
-    # the same, with an axis more: numbers of a word
+    # the same, with two axes for the numbers of a thread
     m = _along(tl.arange(0, HIGH), 3, 7) * 8 + _along(tl.arange(0, 8), 1, 7)
     m_in = m < rows
     x_unit = _along(tl.arange(0, WARPS), 2, 7) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 7)
-    k = (x_unit * 4 + _along(lane, 0, 7)) * WORDS + _along(tl.arange(0, WORDS), 5, 7)
-    k = k * (4 * OCTETS) + _along(tl.arange(0, 4 * OCTETS), 6, 7)
+    k = (x_unit * 4 + _along(lane, 0, 7)) * EIGHTS + _along(tl.arange(0, EIGHTS), 5, 7)
+    k = k * 8 + _along(tl.arange(0, 8), 6, 7)
     x_at = x + m.to(tl.int64) * x_step + k
     # scales and zeros: an axis less
     s_row = _along(tl.arange(0, 2 * TILES), 3, 5) * 8 + _along(tl.arange(0, 8), 1, 5)
     s_n = tl.program_id(0) * BN + s_row + _along(lane, 0, 5) * 0
     s_in = (s_row < BN) & (s_n < columns)
-    s_unit = _along(tl.arange(0, WARPS), 2, 5) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 5)
+    s_unit = _along(tl.arange(0, WARPS), 2, 5) * CHUNKS + _along(tl.arange(0, CHUNKS) * one, 4, 5)
     sums = tl.zeros([BATCH, 16 * TILES, 8 * HIGH], tl.float32)
     for start in range(0, units, BATCH):
         rest = units - start
@@ -222,15 +223,17 @@ def few_quantised(
         else:
             z = tl.load(zeros + s_n.to(tl.int64) * z_step + group, mask=g_in, other=0)
             z = z.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1)
-        a = _numbers(a, z, FORM, KIND)
-        a = a.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, WORDS * OCTETS, 2, 2)
-        a = a.permute(4, 2, 3, 1, 5, 0, 6, 7).reshape(BATCH, 16 * TILES, BK)
-        if FORM == "int8":
-            b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, WORDS, 1, 2, 2)
-            b = b.permute(4, 2, 5, 6, 0, 8, 7, 3, 1).reshape(BATCH, BK, 8 * HIGH)
+        a = _numbers(a, z, one, FORM, KIND).reshape(4, 8, WARPS, 2 * TILES, CHUNKS, EIGHTS, 2, 2, 2)
+        b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, EIGHTS, 2, 2, 2)
+        # K in the order in which the compiler gives it to threads: four neighbours, but eight if it sees bytes
+        if zeros is None:
+            a = a.permute(4, 2, 3, 1, 5, 6, 0, 7, 8)
+            b = b.permute(4, 2, 5, 6, 0, 8, 7, 3, 1) if FORM == "int8" else b.permute(4, 2, 5, 7, 0, 8, 6, 3, 1)
         else:
-            b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, WORDS, 2, 2, 2)
-            b = b.permute(4, 2, 5, 7, 0, 8, 6, 3, 1).reshape(BATCH, BK, 8 * HIGH)
+            a = a.permute(4, 2, 3, 1, 5, 0, 6, 7, 8)
+            b = b.permute(4, 2, 5, 0, 6, 8, 7, 3, 1) if FORM == "int8" else b.permute(4, 2, 5, 0, 7, 8, 6, 3, 1)
+        a = a.reshape(BATCH, 16 * TILES, BK)
+        b = b.reshape(BATCH, BK, 8 * HIGH)
         if PER:
             s = _scales(tl.load(scales + s_n.to(tl.int64) * s_step + group, mask=g_in, other=0))
             s = s.permute(4, 2, 3, 1, 0).reshape(BATCH, 16 * TILES, 1, 4, 1)
@@ -248,11 +251,11 @@ def few_quantised(
 
 @triton.jit
 def widen(
-    w, scales, zeros, out, units, w_step, s_step, z_step,
+    w, scales, zeros, out, units, w_step, s_step, z_step, one,
     FORM: tl.constexpr, PER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The numbers that weights stand for, [rows, K], in the dtype of out; a program has BLOCK units of 4 words."""
-    OCTETS: tl.constexpr = 1 if FORM == "int8" else 2
+    NUMBERS: tl.constexpr = 16 if FORM == "int8" else 32
     unit = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[:, None]
     row = tl.program_id(0).to(tl.int64)
     inside = unit < units
@@ -264,11 +267,11 @@ def widen(
     else:
         z = tl.load(zeros + row * z_step + group, mask=inside, other=0).reshape(BLOCK, 1, 1, 1, 1)
     # integers and 4-bit floats are exact in float16
-    numbers = _numbers(words, z, FORM, tl.float16).to(tl.float32)
+    numbers = _numbers(words, z, one, FORM, tl.float16).to(tl.float32)
     s = _scales(tl.load(scales + row * s_step + group, mask=inside, other=0)).reshape(BLOCK, 1, 1, 1, 1)
     numbers = (numbers * s).to(out.dtype.element_ty)
     # from the order of _numbers to that of memory
     numbers = numbers.permute(0, 1, 2, 4, 3) if FORM == "int8" else numbers.permute(0, 1, 4, 2, 3)
-    numbers = numbers.reshape(BLOCK, 16 * OCTETS)
-    k = unit * (16 * OCTETS) + tl.arange(0, 16 * OCTETS)[None, :]
-    tl.store(out + row * (units * 16 * OCTETS) + k, numbers, mask=inside)
+    numbers = numbers.reshape(BLOCK, NUMBERS)
+    k = unit * (NUMBERS) + tl.arange(0, NUMBERS)[None, :]
+    tl.store(out + row * (units * NUMBERS) + k, numbers, mask=inside)
