@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import ferrum_array as fa
 from ferrum_models.causal import CausalLM
 from ferrum_models.commands import options as shared
+from ferrum_models.commands import roofline
 from ferrum_models.files import read_json
 from ferrum_models.generation import Batch
 from ferrum_models.generation.text import peak_memory
@@ -43,10 +44,15 @@ def add(commands: Any) -> None:
     command.add_argument("--batch-size", "-b", type=shared.positive, default=1, metavar="N", help="texts at once (1)")
     command.add_argument("--num-trials", "-n", type=shared.positive, default=3, metavar="N", help="trials (3)")
     command.add_argument("--kv-bits", type=int, choices=(8,), help="8 keeps keys and values in int8")
+    command.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw the medians under the machine's roof, as .png, .svg or .pdf"
+    )
 
 
 def _bench(options: argparse.Namespace) -> None:
     shared.check_dtype(options)
+    if options.plot is not None:
+        roofline.check(options.plot)
     if options.random is not None:
         name = str(options.random)
         model = random_model(read_json(options.random), device=options.device, dtype=options.dtype)
@@ -67,9 +73,12 @@ def _bench(options: argparse.Namespace) -> None:
     for number in range(options.num_trials):
         trials.append(_trial(model, options, options.generation_tokens))
         _show(f"trial {number + 1}", trials[-1], options)
+    middle = Trial(median(one.first for one in trials), median(one.rest for one in trials))
     if len(trials) > 1:
-        _show("median", Trial(median(one.first for one in trials), median(one.rest for one in trials)), options)
+        _show("median", middle, options)
     print(f"\npeak memory of the process: {peak_memory() / 1e9:.3f} GB")
+    if options.plot is not None:
+        _plot(options.plot, name, model, middle, options)
 
 
 def _trial(model: CausalLM, options: argparse.Namespace, tokens: int) -> Trial:
@@ -89,3 +98,17 @@ def _show(name: str, trial: Trial, options: argparse.Namespace) -> None:
     prefill = options.batch_size * options.prompt_tokens / trial.first
     decode = f"{options.batch_size / trial.rest:.1f} t/s" if options.generation_tokens > 1 else "-"
     print(f"{name:8}{f'{prefill:.1f} t/s':>14}{decode:>14}{f'{trial.first * 1000:.1f} ms':>14}", flush=True)
+
+
+def _plot(path: Path, name: str, model: CausalLM, middle: Trial, options: argparse.Namespace) -> None:
+    points = []
+    for what, tokens, seconds in (
+        ("prefill", options.batch_size * options.prompt_tokens, middle.first),
+        ("decode", options.batch_size, middle.rest),
+    ):
+        operations, read = roofline.work(model, tokens)
+        if seconds > 0:
+            points.append(roofline.Point(what, operations / read, operations / seconds))
+    title = f"{name} on {model.device} in {model.dtype}, {options.batch_size} at once"
+    roofline.draw(path, title, roofline.measure(model.device, model.dtype), points)
+    print(f"drawn: {path}")

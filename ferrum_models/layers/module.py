@@ -174,7 +174,7 @@ class Module:
 
     def _repr_html_(self) -> str:
         """For notebooks: the tree, whose branches open and close."""
-        return f'<div style="font-family: monospace; white-space: pre">{_branches(_tree(self))}</div>'
+        return f'<div style="font-family: monospace; white-space: pre; overflow-x: auto">{_branches(_tree(self))}</div>'
 
 
 def _fields(module: Module, *, shown: bool = False) -> Iterator[tuple[str, Any]]:
