@@ -55,9 +55,11 @@ def blocks(page: Path) -> list[Block]:
     return found
 
 
-def run_python(code: list[Block]) -> None:
+def run_python(code: list[Block], namespace: dict[str, Any] | None = None) -> None:
     """Run blocks of one page in order, in one namespace; ``>>>`` sessions with their output."""
-    namespace: dict[str, Any] = {"__name__": "__main__"}
+    if namespace is None:
+        namespace = {}
+    namespace.setdefault("__name__", "__main__")
     for block in code:
         if ">>> " in block.text:
             session = doctest.DocTestParser().get_doctest(

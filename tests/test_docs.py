@@ -51,16 +51,16 @@ def named(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
-@pytest.mark.usefixtures("scratch", "capsys")
-def test_python_blocks_run(page: Path) -> None:
-    code = [block for block in docs_tools.blocks(page) if block.language == "python"]
-    docs_tools.run_python(code)
+@pytest.mark.usefixtures("capsys")
+def test_blocks_are_true(page: Path, scratch: Path) -> None:
+    """In the order of the page, in one folder: Python runs, commands of ours run and print what the page says.
 
-
-@pytest.mark.parametrize("page", PAGES, ids=named)
-def test_shell_blocks_are_true(page: Path, scratch: Path) -> None:
-    """Commands of ours run and print what the page says; ``make``, ``pip`` and scripts name what exists."""
+    ``make``, ``pip`` and scripts name what exists.
+    """
+    namespace: dict[str, object] = {}
     for block in docs_tools.blocks(page):
+        if block.language == "python":
+            docs_tools.run_python([block], namespace)
         if block.language == "sh":
             for words in docs_tools.commands(block):
                 check_command(words, scratch)
