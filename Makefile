@@ -22,7 +22,7 @@ EXAMPLES ?= 500
 SEEDS ?= 0 1 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint unit docs conformance bench format clean test-cuda
+.PHONY: help demo test lint unit docs package conformance bench format clean test-cuda
 
 help:
 	@echo "make demo         set up, then embed sentences and generate text with real models"
@@ -30,6 +30,7 @@ help:
 	@echo "make lint         ruff and mypy"
 	@echo "make unit         the tests alone (JOBS=2)"
 	@echo "make docs         the site of the documents, in docs/build/html; a warning is an error"
+	@echo "make package      each extra alone, installed into an empty environment: EXTRAS='cpu models'"
 	@echo "make test-cuda    the tests that need a CUDA device, and what its products and calls cost"
 	@echo "make format       let ruff rewrite the sources"
 	@echo "make conformance  the array API suite: SUITE=path [DEVICE=cpu] [EXAMPLES=500] [SEEDS='0 1 2']"
@@ -74,6 +75,9 @@ test-cuda: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/build/html
+
+package: $(VENV)/.dev
+	$(BIN)/python tests/package_extras.py $(EXTRAS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix $(SOURCES)

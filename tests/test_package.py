@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.package_extras import PROGRAMS
+
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES: list[str] = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
@@ -67,7 +69,7 @@ def test_the_wheel_holds_the_packages_alone(built: tuple[Path, Path]) -> None:
     assert described["License-Expression"] == "Apache-2.0"
     required = [r for r in described.get_all("Requires-Dist", []) if "extra ==" not in r]
     assert sorted(r.partition(">")[0] for r in required) == ["ml-dtypes", "numpy"]
-    assert set(described.get_all("Provides-Extra", [])) == {*("mlx", "cuda", "cpu", "models", "demo", "dev")}
+    assert set(described.get_all("Provides-Extra", [])) == {*("mlx", "cuda", "cpu", "models", "demo", "docs", "dev")}
 
 
 def test_the_source_distribution_holds_its_tests(built: tuple[Path, Path]) -> None:
@@ -120,6 +122,10 @@ def test_types_are_seen_by_users(python: Path, tmp_path: Path) -> None:
     )
     assert done.stdout.count("error:") == 1, done.stdout
     assert "use.py:3: error: Incompatible types in assignment" in done.stdout
+
+
+def test_every_extra_is_tried_alone() -> None:
+    assert PROGRAMS.keys() - {""} == PROJECT["project"]["optional-dependencies"].keys()
 
 
 def test_the_makefile_and_the_extras_agree() -> None:
