@@ -29,13 +29,18 @@ def _tile(size: int) -> tuple[int, int, int]:
     return _TILE // block, block, -(-size // block)
 
 
-def _extent(out: Tensor, whole: bool) -> tuple[int, int]:
-    """How many rows there are and how long they are; one row of all elements where *whole*."""
+def _tiles(out: Tensor, whole: bool) -> tuple[tuple[int], tuple[int, int], int, int]:
+    """The grid; how many rows there are and how long they are; the rows and columns of a tile.
+
+    Where operands lie without gaps, *whole*, everything is one row, of tiles without rows.
+    """
     many = out._data.size
     if whole:
-        return 1, many
+        return (-(-many // _TILE),), (1, many), 0, _TILE
     size = out._data.shape[-1]
-    return many // size, size
+    many //= size
+    count, block, across = _tile(size)
+    return (-(-many // count) * across,), (many, size), count, block
 
 
 def activation(x: Tensor, kind: str) -> Tensor:
@@ -43,10 +48,8 @@ def activation(x: Tensor, kind: str) -> Tensor:
     out = empty(x._data.shape, x)
     if out._data.size:
         x, step = rows(x)
-        many, size = _extent(out, flat(x))
-        count, block, across = _tile(size)
-        grid = (-(-many // count) * across,)
-        _ACTIVATION(grid, x, out, many, size, step, warps=_WARPS, KIND=kind, ROWS=count, BLOCK=block)
+        grid, extent, count, block = _tiles(out, flat(x))
+        _ACTIVATION(grid, x, out, *extent, step, warps=_WARPS, KIND=kind, ROWS=count, BLOCK=block)
     return out
 
 
@@ -55,10 +58,8 @@ def softcap(x: Tensor, cap: float) -> Tensor:
     out = empty(x._data.shape, x)
     if out._data.size:
         x, step = rows(x)
-        many, size = _extent(out, flat(x))
-        count, block, across = _tile(size)
-        grid = (-(-many // count) * across,)
-        _SOFTCAP(grid, x, out, many, size, step, float(cap), warps=_WARPS, ROWS=count, BLOCK=block)
+        grid, extent, count, block = _tiles(out, flat(x))
+        _SOFTCAP(grid, x, out, *extent, step, float(cap), warps=_WARPS, ROWS=count, BLOCK=block)
     return out
 
 
@@ -70,16 +71,14 @@ def gated_activation(
     if out._data.size:
         gate, gate_step = rows(gate)
         up, up_step = rows(up)
-        many, size = _extent(out, flat(gate, up))
-        count, block, across = _tile(size)
-        grid = (-(-many // count) * across,)
+        grid, extent, count, block = _tiles(out, flat(gate, up))
         numbers = (
             None if limit is None else float(limit),
             None if alpha == 1.0 else float(alpha),
             float(up_offset) if up_offset else None,
         )
-        steps = size, gate_step, up_step
-        _GATED(grid, gate, up, out, many, *steps, *numbers, warps=_WARPS, KIND=kind, ROWS=count, BLOCK=block)
+        steps = *extent, gate_step, up_step
+        _GATED(grid, gate, up, out, *steps, *numbers, warps=_WARPS, KIND=kind, ROWS=count, BLOCK=block)
     return out
 
 
@@ -92,11 +91,9 @@ def sigmoid_gate(x: Tensor, gate: Tensor, residual: Tensor | None) -> Tensor:
         gate, gate_step = rows(gate)
         residual, residual_step = (None, 0) if residual is None else rows(residual)
         given = (x,) if residual is None else (x, residual)
-        many, size = _extent(out, not by_row and flat(gate, *given))
-        count, block, across = _tile(size)
-        grid = (-(-many // count) * across,)
-        steps = size, x_step, gate_step, residual_step
+        grid, extent, count, block = _tiles(out, not by_row and flat(gate, *given))
+        steps = *extent, x_step, gate_step, residual_step
         _SIGMOID(
-            grid, x, gate, residual, out, many, *steps, warps=_WARPS, BY_ROW=by_row, ROWS=count, BLOCK=block
+            grid, x, gate, residual, out, *steps, warps=_WARPS, BY_ROW=by_row, ROWS=count, BLOCK=block
         )  # fmt: skip
     return out

@@ -30,7 +30,7 @@ def _shape(size: int) -> tuple[int, int, int]:
     """How many rows a program has, the length of their block, and how many warps."""
     block = max(_SHORTEST, power_of_two(size))
     count = max(1, 2048 // block)
-    return count, block, min(16, max(2, count * block // 1024))
+    return count, block, min(16, max(4, count * block // 512))
 
 
 def no_float64(*arguments: object) -> str | None:

@@ -21,10 +21,7 @@ _TURN = Kernel(
     aligned=("size", "value_size", "half", "q_token", "q_head", "k_token", "k_head", "v_token", "v_head", "table_step"),
 )
 
-#: elements that a program has, at many tokens and at few, where there should be more programs than elements for each
-_TILE: Final = 2048
-_SMALL_TILE: Final = 1024
-_FEW: Final = 128  # tokens
+_TILE: Final = 1024  # elements
 _SHORTEST: Final = 16
 
 
@@ -36,10 +33,9 @@ def _block(size: int) -> int:
 @cache
 def _shape(tokens: int, fewest: int, length: int) -> tuple[int, int, int]:
     """How many tokens and heads a program has, and how many warps."""
-    tile = _TILE if tokens > _FEW else _SMALL_TILE
-    many = max(1, min(power_of_two(fewest), tile // length))
-    together = max(1, min(tile // (many * length), power_of_two(tokens)))
-    return together, many, max(1, min(8, together * many * length // 512))
+    many = max(1, min(power_of_two(fewest), _TILE // length))
+    together = max(1, min(_TILE // (many * length), power_of_two(tokens)))
+    return together, many, max(1, min(8, together * many * length // _TILE))
 
 
 def _tables(cos: Tensor, sin: Tensor, before: tuple[int, ...]) -> tuple[Tensor, Tensor, int, int]:
