@@ -54,7 +54,7 @@ from typing import Any, ClassVar, Protocol
 
 from ferrum_array.dtype import Dtype
 
-__all__ = ["Backend", "Holder", "Raw"]
+__all__ = ["Backend", "Holder", "Raw", "Recording", "Unrecordable"]
 
 #: A raw array of a storage library. Only its own backend looks inside.
 Raw = Any
@@ -64,6 +64,22 @@ class Holder(Protocol):
     """Whatever holds a raw array in ``_data``: in practice a Tensor."""
 
     _data: Raw
+
+
+class Unrecordable(Exception):
+    """A function does what a library cannot record; the message says why, and the cause is what the library said."""
+
+
+class Recording(Protocol):
+    """What a library has recorded of a function of raw arrays."""
+
+    def nested(self) -> bool:
+        """Whether it would be recorded by another one if it were replayed now, which it cannot be."""
+        ...
+
+    def replay(self, inputs: Sequence[Raw], copy: bool) -> list[Raw]:
+        """The results for *inputs*: copies, or arrays that the next replay overwrites."""
+        ...
 
 
 class Backend(ABC):
@@ -143,3 +159,11 @@ class Backend(ABC):
     @abstractmethod
     def from_dlpack(self, obj: Any, *, copy: bool | None) -> Raw:
         """A raw array of another library's memory on this device."""
+
+    def record(self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw]) -> Recording | None:
+        """What *run* does with arrays like *inputs*, to be replayed; None where the library has nothing like that.
+
+        Raises:
+            Unrecordable: if it does what cannot be replayed.
+        """
+        return None

@@ -14,8 +14,9 @@ import cupy as cp
 import numpy as np
 
 from ferrum_array.backends import cupy_complex, host
-from ferrum_array.backends.base import Backend, Holder, Raw
+from ferrum_array.backends.base import Backend, Holder, Raw, Recording
 from ferrum_array.backends.cupy_functions import CupyFunctions
+from ferrum_array.backends.cupy_graphs import Graph
 from ferrum_array.backends.cupy_linalg import CupyLinalg
 from ferrum_array.backends.shared import MOVES
 from ferrum_array.dtype import Dtype, integer_limits
@@ -205,6 +206,10 @@ class CupyBackend(CupyFunctions, CupyLinalg):
 
     def synchronize(self, raws: Sequence[Raw] = ()) -> None:
         self._device.synchronize()
+
+    def record(self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw]) -> Recording | None:
+        with self._device:
+            return Graph(run, inputs)
 
     def dlpack_device(self, raw: Raw) -> tuple[int, int]:
         return (_CUDA, self.index)
