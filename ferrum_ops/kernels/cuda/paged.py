@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_ops.kernels.cuda import plans
-from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two, processors
-from ferrum_ops.kernels.cuda.layouts import heads
+from ferrum_ops.kernels.cuda.launch import INTERPRETED, Kernel, empty, power_of_two, processors
+from ferrum_ops.kernels.cuda.layouts import heads, in_order
 from ferrum_ops.kernels.cuda.plans import ReadPlan, reading_plan
 from ferrum_ops.kernels.cuda.source import paged as source
 from ferrum_ops.kv_cache import KVCache, KVSpec
@@ -26,6 +26,10 @@ _LONGEST: Final = 512
 _MOST_SPLITS: Final = 128
 #: programs along the second and third axis of a grid
 _MOST_BLOCKS: Final = 65535
+#: how float32 is multiplied: as float32
+_EXACT: Final = "ieee"
+_COMBINE_WARPS: Final = 2
+_PIECE: Final = 16  # parts that are put together at a time
 #: a window as wide as this sees all that comes before
 _WIDEST: Final = (1 << 31) - 1
 
@@ -106,47 +110,37 @@ def _attend(
     group = head_count // spec.kv_heads
     window = None if options.window is None else min(options.window, _WIDEST)
     reach = plan.most_keys if window is None else min(plan.most_keys, window + most)
-    if config is None:
-        config = _config(power_of_two(most * group), spec.head_dim, spec.value_dim, q.dtype, spec.dtype)
+    code, constants = _code(spec, q.dtype, power_of_two(most * group), _in_pairs(q, cache))
+    config = config or code
     blocks = -(-most * group // config.rows)
     splits = splits or _splits(plan.sequences * spec.kv_heads * blocks, reach, processors(q.device))
-    parts = part_sums = None
-    if splits > 1:
-        rows = plan.sequences * most * head_count * splits
-        parts = empty((rows, spec.value_dim), q, fa.float32)
-        part_sums = empty((rows,), q, fa.float32)
+    split = splits > 1
+    parts = None
+    if split:  # with a place for the sum of each, behind them all
+        parts = empty((plan.sequences * most * head_count * splits * (spec.value_dim + 1),), q, fa.float32)
     x, q_token, q_head = heads(q)
+    sinks = None if options.sinks is None else in_order(options.sinks)
     width = plan.tables._data.shape[1]
-    ring = spec.layout == "ring"
-    exact = q.dtype is fa.float32 or spec.dtype is fa.float32
     _ATTEND(
         (spec.kv_heads, blocks * splits, plan.sequences),
-        *(x, cache.k, cache.v, cache.k_scale, cache.v_scale, options.sinks if splits == 1 else None),
-        *(plan.starts, plan.keys, plan.tables, out, sums if splits == 1 else None, parts, part_sums),
-        *(tokens, spec.blocks, width, spec.block_size, _WIDEST if ring else min(width * spec.block_size, _WIDEST)),
-        *(spec.kv_heads, q_token, q_head, fewest, most, splits),
+        *(x, in_order(cache.k), in_order(cache.v), cache.k_scale, cache.v_scale, None if split else sinks),
+        *(plan.starts, plan.keys, plan.tables, out, None if split else sums, parts),
+        *(tokens, spec.blocks, width, spec.block_size, _room(spec, width), spec.kv_heads, group, q_token, q_head),
+        *(fewest, most, splits),
         *(float(options.scale), None if options.softcap is None else float(options.softcap), window),
         warps=config.warps,
         stages=config.stages,
-        SPLIT=splits > 1,
+        SPLIT=split,
         CAUSAL=bool(options.causal),
-        GROUP=group,
-        DIM=spec.head_dim,
-        VALUE_DIM=spec.value_dim,
-        BD=max(16, power_of_two(spec.head_dim)),
-        BV=max(16, power_of_two(spec.value_dim)),
         BM=config.rows,
         BN=config.keys,
-        PAGE=_page(spec),
-        LAYOUT=spec.layout,
         WHOLE=config.whole,
-        PRECISION="ieee" if exact else "tf32",
+        **constants,
     )
-    if splits > 1:
+    if split:
         _COMBINE(
             (head_count, most, plan.sequences),
-            *(parts, part_sums, options.sinks, plan.starts, plan.keys, out, sums),
-            *(tokens, head_count, fewest, most, splits),
+            *(parts, sinks, plan.starts, plan.keys, out, sums, tokens, head_count, fewest, most, splits),
             warps=_COMBINE_WARPS,
             VALUE_DIM=spec.value_dim,
             BV=power_of_two(spec.value_dim),
@@ -155,34 +149,56 @@ def _attend(
         )
 
 
-_COMBINE_WARPS: Final = 2
-_PIECE: Final = 16
+def _room(spec: KVSpec, width: int) -> int:
+    """Beyond so many keys tables of this width lead nowhere; a ring has no such end."""
+    return _WIDEST if spec.layout == "ring" else min(width * spec.block_size, _WIDEST)
 
 
-def _page(spec: KVSpec) -> int:
-    """The block size where code is made for it; 0 if it is read when the kernel runs."""
-    size = spec.block_size
-    return size if spec.layout == "paged" and 16 <= size <= 256 and size & (size - 1) == 0 else 0
+def _in_pairs(q: Tensor, cache: KVCache) -> bool:
+    """Whether int8 keys and values can be read two by two, for queries of 16 bits."""
+    spec = cache.spec
+    if not spec.quantised or q.dtype is fa.float32 or spec.head_dim % 2 or spec.value_dim % 2:
+        return False
+    return INTERPRETED or all(x._data.data.ptr % 2 == 0 for x in (cache.k, cache.v))
 
 
 @cache
-def _config(rows: int, dim: int, value_dim: int, queries: Dtype, held: Dtype) -> Config:
-    """For sequences of at most so many rows, tokens times the heads that share keys."""
-    wide = max(16, power_of_two(max(dim, value_dim)))
-    exact = queries is fa.float32 or held is fa.float32
+def _code(spec: KVSpec, queries: Dtype, rows: int, pairs: bool) -> tuple[Config, dict[str, Any]]:
+    """For sequences of at most so many rows, tokens times the heads that share keys; and what else is compiled in."""
+    exact = not pairs and (queries is fa.float32 or spec.dtype in (fa.float32, fa.int8))
+    size = spec.block_size
+    fast = spec.layout == "paged" and 16 <= size <= 256 and size & (size - 1) == 0
+    constants = {
+        "DIM": spec.head_dim,
+        "VALUE_DIM": spec.value_dim,
+        "BD": max(32 if pairs else 16, power_of_two(spec.head_dim)),
+        "BV": max(16, power_of_two(spec.value_dim)),
+        "PAGE": size if fast else 0,  # of other sizes it is read when the kernel runs
+        "LAYOUT": spec.layout,
+        "PRECISION": _EXACT if exact else "tf32",
+        "PAIRS": pairs,
+        "ASSEMBLY": not INTERPRETED,
+    }
+    return _config(rows, max(constants["BD"], constants["BV"]), exact, pairs, spec.layout == "paged"), constants
+
+
+def _config(rows: int, wide: int, exact: bool, pairs: bool, paged: bool) -> Config:
+    """The fastest that were found on an H200."""
     if exact:
-        return Config(16, 32 if wide <= 128 else 16, 4, 2, False)
+        return Config(max(16, min(rows, 64)), 32 if wide <= 128 else 16, 4, 2, False)
     if rows <= 64:
+        # A stage of the pipeline goes into looking up blocks.
         keys = max(16, min(64, 8192 // wide))
-        return Config(max(16, rows), keys, 4, 3, False)
+        return Config(max(16, rows), keys, 2 if pairs and rows <= 16 else 4, 5 if paged else 4, False)
     if wide <= 128:
         return Config(128, 64, 8, 3, True)
     return Config(64, 32 if wide <= 256 else 16, 4, 2, True)
 
 
 def _splits(programs: int, keys: int, processors: int) -> int:
-    """Into how many parts the keys of each sequence go, for so many programs without it."""
-    wanted = -(-2 * processors // programs)
-    # Lengths may differ much from the bound: a program has no more keys than it takes others to wait.
-    wanted = max(wanted, -(-keys // 8192))
-    return max(1, min(wanted, -(-keys // 256), _MOST_SPLITS))
+    """Into how many parts the keys of each sequence go, for so many programs without it: two for a processor in all.
+
+    A part has 512 keys or more. Lengths may differ much from the bound, so it has no more than others can wait for.
+    """
+    wanted = max(2 * processors // programs, -(-keys // 8192))
+    return max(1, min(wanted, -(-keys // 512), _MOST_SPLITS))

@@ -59,7 +59,8 @@ def queries_of(case: Case, dtype: fa.Dtype, cpu: fa.Device, group: int, strided:
 
 @contextmanager
 def tiles(config: Config, splits: int) -> Iterator[None]:
-    with mock.patch.multiple(paged, _config=lambda *_: config, _splits=lambda *_: splits, _PIECE=2):
+    chosen = paged._code.__wrapped__  # which remembers what it chose
+    with mock.patch.multiple(paged, _code=chosen, _config=lambda *_: config, _splits=lambda *_: splits, _PIECE=2):
         yield
 
 
@@ -101,13 +102,15 @@ def test_as_the_oracle_says(cpu: fa.Device, data: st.DataObject) -> None:
     cache, k, v = filled(case, cpu, fa.float32, data.draw(st.integers(0, 99)))
     q, exact = queries_of(case, dtype, cpu, group, data.draw(st.booleans()))
     window = data.draw(st.sampled_from([None, 1, 18, 1 << 62]))
-    sinks = noise(3, q.shape[1]) if data.draw(st.booleans()) else None
+    sinks = None
+    if data.draw(st.booleans()):
+        sinks, _ = make(noise(3, q.shape[1]), fa.float32, cpu, strided=True)
     options: dict[str, Any] = {
         "scale": data.draw(st.sampled_from([0.3, -0.5])),
         "window": window,
         "causal": window is not None or data.draw(st.booleans()),
         "softcap": data.draw(st.sampled_from([None, 2.0])),
-        "sinks": None if sinks is None else fa.asarray(sinks, device=cpu, dtype="f32"),
+        "sinks": sinks,
     }
     config = Config(data.draw(st.sampled_from([16, 32])), data.draw(st.sampled_from([16, 32])), 4, 2,
                     data.draw(st.booleans()))  # fmt: skip
@@ -362,24 +365,27 @@ def test_every_configuration_compiles_for_hopper(tmp_path: object) -> None:
     printed = _compiling(f"""
         import os
         os.environ["TRITON_CACHE_DIR"] = {str(tmp_path)!r}
+        from ferrum_ops import KVSpec
         from ferrum_ops.kernels.cuda import paged
-        from ferrum_ops.kernels.cuda.launch import power_of_two
         F, H, I = fa.float32, fa.bfloat16, fa.int8
-        for q, k, rows, dim, value_dim, page in (
-            (H, H, 4, 128, 128, 64), (H, I, 4, 128, 128, 16), (H, H, 512, 128, 128, 64), (H, I, 512, 128, 128, 64),
-            (H, H, 512, 256, 256, 64), (F, F, 512, 256, 256, 64), (H, F, 4, 512, 512, 64), (H, H, 512, 512, 512, 64),
+        for q, k, rows, dim, value_dim, layout in (
+            (H, H, 4, 128, 128, "paged"), (H, I, 4, 128, 128, "contiguous"), (H, H, 512, 128, 128, "paged"),
+            (H, I, 512, 192, 128, "paged"), (H, H, 64, 256, 256, "ring"), (F, F, 512, 256, 256, "paged"),
+            (H, F, 4, 512, 512, "paged"), (H, H, 512, 512, 512, "paged"),
         ):
-            config = paged._config(rows, dim, value_dim, q, k)
+            spec = KVSpec(1, dim, 4, 64, layout, k, value_dim)
+            config, constants = paged._code(spec, q, rows, k is I)
             split = rows == 4
             scale, parts = F if k is I else None, F if split else None
-            kinds = [q, k, k, scale, scale, None, fa.int32, fa.int32, fa.int32, q, None, parts, parts]
-            kinds += ["i32"] * 6 + [("i32",)] * 2 + ["i32"] * 3 + ["fp32", None, None]
+            kinds = [q, k, k, scale, scale, None, fa.int32, fa.int32, fa.int32, q, None, parts]
+            kinds += ["i32"] * 7 + [("i32",)] * 2 + ["i32"] * 3 + ["fp32", None, None]
             made = paged._ATTEND.compiled(90, config.warps, config.stages, kinds, dict(
-                SPLIT=split, CAUSAL=True, GROUP=4, DIM=dim, VALUE_DIM=value_dim, BD=power_of_two(dim),
-                BV=power_of_two(value_dim), BM=config.rows, BN=config.keys, PAGE=page, LAYOUT="paged",
-                WHOLE=config.whole, PRECISION="ieee" if F in (q, k) else "tf32"))
-            print(made.metadata.shared)
+                SPLIT=split, CAUSAL=True, DIM=dim, VALUE_DIM=value_dim, BD=constants["BD"], BV=constants["BV"],
+                BM=config.rows, BN=config.keys, PAGE=constants["PAGE"], LAYOUT=layout, WHOLE=config.whole,
+                PRECISION=constants["PRECISION"], PAIRS=k is I, ASSEMBLY=True))
+            print(made.metadata.shared, made.asm["ptx"].count("sub.f16x2"))
     """)
-    sizes = [int(line) for line in printed.split()]
-    assert len(sizes) == 8
-    assert max(sizes) <= 227 * 1024
+    shared, pairs = zip(*(map(int, line.split()) for line in printed.splitlines()), strict=True)
+    assert len(shared) == 8
+    assert max(shared) <= 227 * 1024
+    assert [n > 0 for n in pairs] == [False, True, False, True, False, False, False, False]

@@ -58,32 +58,74 @@ def _slots(table, i, j, inside, blocks, size, PAGE: tl.constexpr, LAYOUT: tl.con
 
 
 @triton.jit
+def _even_odd(pairs, ASSEMBLY: tl.constexpr):
+    """Of pairs of int8 in an int16 the first ones and the second ones, as float16: exact.
+
+    A byte in the last bits of a float16 that is 1024 adds to it, so no conversion is needed, for which processors have
+    few units. The instructions take the two pairs of a register at once, as tensor cores want them.
+    """
+    if ASSEMBLY:
+        even, odd = tl.inline_asm_elementwise(
+            """{
+            .reg .b32 a, b, c;
+            xor.b32 a, $2, 0x80808080;
+            mov.b32 c, 0x64806480;
+            prmt.b32 b, a, 0x64646464, 0x4240;
+            prmt.b32 a, a, 0x64646464, 0x4341;
+            sub.f16x2 $0, b, c;
+            sub.f16x2 $1, a, c;
+            }""",
+            "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        even = ((pairs << 8) >> 8).to(tl.float16)
+        odd = (pairs >> 8).to(tl.float16)
+    return even, odd
+
+
+@triton.jit
 def _tiles(
     begin, end, low, high, q, position, top, total, result, k, v, k_scale, v_scale, table, blocks, size, kv_heads,
     head, scale, cap, window,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BD: tl.constexpr,
     BV: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr,
+    PAIRS: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
-    """Queries against the keys from *begin* to *end*; without MASKED every query sees every one of them."""
-    d = tl.arange(0, BD)
-    e = tl.arange(0, BV)
+    """Queries against the keys from *begin* to *end*; without MASKED every query sees every one of them.
+
+    PAIRS: keys and values are int8 and taken two by two, as int16.
+    """
+    if PAIRS:
+        k = k.to(tl.pointer_type(tl.int16), bitcast=True)
+        v = v.to(tl.pointer_type(tl.int16), bitcast=True)
+        even_q, odd_q = tl.split(q.reshape(q.shape[0], BD // 2, 2))
+        even_result, odd_result = tl.split(result.reshape(q.shape[0], BV // 2, 2))
+    FOLD: tl.constexpr = 2 if PAIRS else 1
+    LENGTH: tl.constexpr = DIM // FOLD
+    VALUE_LENGTH: tl.constexpr = VALUE_DIM // FOLD
+    d = tl.arange(0, BD // FOLD)
+    e = tl.arange(0, BV // FOLD)
     for i in range(begin, end, BN):
         j = i + tl.arange(0, BN)
         inside = (j >= low) & (j < high)
         rows = _slots(table, i, j, inside, blocks, size, PAGE, LAYOUT, BN) * kv_heads + head
-        k_at = k + rows[:, None] * DIM + d[None, :]
-        v_at = v + rows[:, None] * VALUE_DIM + e[None, :]
+        k_at = k + rows[:, None] * LENGTH + d[None, :]
+        v_at = v + rows[:, None] * VALUE_LENGTH + e[None, :]
         # what lies outside may be anything, NaN too, and 0 times NaN would count
         if MASKED:
             if BD == DIM:
                 keys = tl.load(k_at, mask=inside[:, None], other=0)
             else:
-                keys = tl.load(k_at, mask=inside[:, None] & (d[None, :] < DIM), other=0)
+                keys = tl.load(k_at, mask=inside[:, None] & (d[None, :] < LENGTH), other=0)
         elif BD == DIM:
             keys = tl.load(k_at)
         else:
-            keys = tl.load(k_at, mask=d[None, :] < DIM, other=0)
-        scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
+            keys = tl.load(k_at, mask=d[None, :] < LENGTH, other=0)
+        if PAIRS:
+            even, odd = _even_odd(keys, ASSEMBLY)
+            scores = tl.dot(odd_q, tl.trans(odd), tl.dot(even_q, tl.trans(even)))
+        else:
+            scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
         if k_scale is not None:
             scores *= tl.load(k_scale + rows, mask=inside, other=0.0)[None, :]
         if cap is not None:
@@ -107,66 +149,69 @@ def _tiles(
             if BV == VALUE_DIM:
                 values = tl.load(v_at, mask=inside[:, None], other=0)
             else:
-                values = tl.load(v_at, mask=inside[:, None] & (e[None, :] < VALUE_DIM), other=0)
+                values = tl.load(v_at, mask=inside[:, None] & (e[None, :] < VALUE_LENGTH), other=0)
         elif BV == VALUE_DIM:
             values = tl.load(v_at)
         else:
-            values = tl.load(v_at, mask=e[None, :] < VALUE_DIM, other=0)
+            values = tl.load(v_at, mask=e[None, :] < VALUE_LENGTH, other=0)
         if v_scale is not None:
             scales = tl.load(v_scale + rows, mask=inside, other=0.0)
-            if q.dtype == tl.float16:  # whose range does not hold every product: the greatest scale goes behind the sum
-                most = tl.max(scales, 0)
-                scales = scales / tl.where(most > 0.0, most, 1.0)
-                weights = (weights * scales[None, :]).to(q.dtype)
-                seen_values = tl.dot(weights, values.to(q.dtype), input_precision=PRECISION)
-                result = result * shrink[:, None] + seen_values * most
-            else:
-                weights = (weights * scales[None, :]).to(q.dtype)
-                result = tl.dot(weights, values.to(q.dtype), result * shrink[:, None], input_precision=PRECISION)
+        if PAIRS:  # the range of float16 does not hold every product: the greatest scale goes behind the sum
+            most = tl.max(scales, 0)
+            weights = (weights * (scales / tl.where(most > 0.0, most, 1.0))[None, :]).to(q.dtype)
+            even, odd = _even_odd(values, ASSEMBLY)
+            even_result = even_result * shrink[:, None] + tl.dot(weights, even) * most
+            odd_result = odd_result * shrink[:, None] + tl.dot(weights, odd) * most
         else:
+            if v_scale is not None:
+                weights *= scales[None, :]
             weights = weights.to(q.dtype)
             result = tl.dot(weights, values.to(q.dtype), result * shrink[:, None], input_precision=PRECISION)
+    if PAIRS:
+        result = tl.join(even_result, odd_result).reshape(q.shape[0], BV)
     return top, total, result
 
 
 @triton.jit
 def attend(
-    q, k, v, k_scale, v_scale, sinks, starts, lengths, tables, out, sums, parts, part_sums,
-    tokens, blocks, width, size, room, kv_heads, q_token, q_head, fewest, most, splits, scale, cap, window,
-    SPLIT: tl.constexpr, CAUSAL: tl.constexpr, GROUP: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
+    q, k, v, k_scale, v_scale, sinks, starts, lengths, tables, out, sums, parts,
+    tokens, blocks, width, size, room, kv_heads, group, q_token, q_head, fewest, most, splits, scale, cap, window,
+    SPLIT: tl.constexpr, CAUSAL: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, LAYOUT: tl.constexpr,
-    WHOLE: tl.constexpr, PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr, PAIRS: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
     """A block of queries that share a head of keys, of a sequence of *fewest* to *most* tokens, and a split of keys.
 
-    A row of the block is a token and one of the GROUP heads. With SPLIT the result is a part, relative to its own sum,
+    A row of the block is a token and one of the *group* heads. With SPLIT the result is a part, by its own sum,
     and ``combine`` puts parts together. WHOLE: tiles that all queries see are computed without masks.
     """
-    # numbers of the cache's dtype, where queries have another, go as float32; int8 is exact in any
-    ALIKE: tl.constexpr = q.dtype.element_ty == k.dtype.element_ty or k.dtype.element_ty == tl.int8
-    COMPUTE: tl.constexpr = q.dtype.element_ty if ALIKE else tl.float32
+    # 16-bit numbers of the dtype of both are multiplied so, int8 as float16, and others as float32
+    ALIKE: tl.constexpr = q.dtype.element_ty == k.dtype.element_ty
+    COMPUTE: tl.constexpr = tl.float16 if PAIRS else q.dtype.element_ty if ALIKE else tl.float32
     head = tl.program_id(0)
     split = tl.program_id(1) % splits
     block = tl.num_programs(1) // splits - 1 - tl.program_id(1) // splits  # those that see most keys begin first
     sequence = tl.program_id(2)
     first, count, keys = _span(starts, lengths, sequence, tokens, room)
-    if (count < fewest) | (count > most) | (block * BM >= count * GROUP):
+    if (count < fewest) | (count > most) | (block * BM >= count * group):
         return
     row = block * BM + tl.arange(0, BM)
-    token = row // GROUP
-    heads = kv_heads * GROUP
-    own = head * GROUP + row % GROUP
+    token = row // group
+    heads = kv_heads * group
+    own = head * group + row % group
     here = token < count
     line = (first + token).to(tl.int64) * heads + own
     part = ((sequence.to(tl.int64) * most + token) * heads + own) * splits + split
+    if SPLIT:  # the sums of the parts lie behind them
+        part_sums = parts + tl.num_programs(2).to(tl.int64) * most * heads * splits * VALUE_DIM
     position = keys - count + token
     low = 0
     high = keys
     if CAUSAL:
-        final = tl.minimum((block * BM + BM - 1) // GROUP, count - 1)
+        final = tl.minimum((block * BM + BM - 1) // group, count - 1)
         high = tl.maximum(tl.minimum(keys, keys - count + final + 1), 0)
     if window is not None:
-        low = tl.minimum(tl.maximum(keys - count + (block * BM) // GROUP - window + 1, 0), high)
+        low = tl.minimum(tl.maximum(keys - count + (block * BM) // group - window + 1, 0), high)
     begin = low // BN * BN
     end = high
     if SPLIT:
@@ -179,7 +224,14 @@ def attend(
 
     d = tl.arange(0, BD)
     q_at = q + (first + token).to(tl.int64)[:, None] * q_token + own[:, None] * q_head + d[None, :]
-    queries = tl.load(q_at, mask=here[:, None] & (d[None, :] < DIM), other=0.0).to(COMPUTE)
+    queries = tl.load(q_at, mask=here[:, None] & (d[None, :] < DIM), other=0.0)
+    if PAIRS:  # powers of 2 bring rows of any range into that of float16
+        wide = queries.to(tl.float32)
+        power = (tl.max(tl.abs(wide), 1).to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
+        power = tl.where(power > 0.0, power, 1.0)[:, None]
+        queries = wide / power
+        scale *= power
+    queries = queries.to(COMPUTE)
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     result = tl.zeros([BM, BV], tl.float32)
@@ -189,27 +241,27 @@ def attend(
         middle = begin
         late = end // BN * BN
         if CAUSAL:
-            late = tl.minimum(tl.maximum(keys - count + (block * BM) // GROUP + 1, 0) // BN * BN, late)
+            late = tl.minimum(tl.maximum(keys - count + (block * BM) // group + 1, 0) // BN * BN, late)
         if window is not None:
-            least = keys - count + tl.minimum((block * BM + BM - 1) // GROUP, count - 1) - window + 1
+            least = keys - count + tl.minimum((block * BM + BM - 1) // group, count - 1) - window + 1
             middle = tl.maximum(middle, tl.cdiv(tl.maximum(least, 0), BN) * BN)
             middle = tl.minimum(middle, tl.cdiv(end, BN) * BN)
             top, total, result = _tiles(
                 begin, middle, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
                 size, kv_heads, head, scale, cap, window,
-                True, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION,
+                True, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION, PAIRS, ASSEMBLY,
             )  # fmt: skip
         late = tl.maximum(late, middle)
         top, total, result = _tiles(
             middle, late, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
             size, kv_heads, head, scale, cap, window,
-            False, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION,
+            False, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION, PAIRS, ASSEMBLY,
         )  # fmt: skip
         begin = late
     top, total, result = _tiles(
         begin, end, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
         size, kv_heads, head, scale, cap, window,
-        True, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION,
+        True, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION, PAIRS, ASSEMBLY,
     )  # fmt: skip
 
     e = tl.arange(0, BV)
@@ -237,7 +289,7 @@ def attend(
 
 @triton.jit
 def combine(
-    parts, part_sums, sinks, starts, lengths, out, sums, tokens, heads, fewest, most, splits,
+    parts, sinks, starts, lengths, out, sums, tokens, heads, fewest, most, splits,
     VALUE_DIM: tl.constexpr, BV: tl.constexpr, BS: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """The result of one token and head from the parts of its keys, in their order; PIECE parts at a time."""
@@ -248,6 +300,7 @@ def combine(
     if (count < fewest) | (count > most) | (token >= count):
         return
     line = (first + token).to(tl.int64) * heads + head
+    part_sums = parts + tl.num_programs(2).to(tl.int64) * most * heads * splits * VALUE_DIM
     row = ((sequence.to(tl.int64) * most + token) * heads + head) * splits
     s = tl.arange(0, BS)
     levels = tl.load(part_sums + row + s, mask=s < splits, other=float("-inf"))
