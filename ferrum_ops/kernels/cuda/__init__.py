@@ -141,4 +141,5 @@ register(
         when="gemm:widened_refuses",
         missing=nvmath_is_missing,
     ),
+    _row("linear", "gemm:rounded", "quant:int8", "a8", *_PLAIN, name="linear_rounded", when="gemm:rounded_refuses"),
 )

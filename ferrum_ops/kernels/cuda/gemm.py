@@ -21,8 +21,8 @@ from ferrum_ops.quant.mxfp4 import GROUP, Mxfp4Scheme
 from ferrum_ops.quant.tensor import QuantTensor
 
 __all__ = [
-    "FEW", "few_dense", "few_dense_refuses", "few_quantised", "few_quantised_refuses", "widened", "widened_in_blocks",
-    "widened_refuses",
+    "FEW", "few_dense", "few_dense_refuses", "few_quantised", "few_quantised_refuses", "rounded", "rounded_refuses",
+    "widened", "widened_in_blocks", "widened_refuses",
 ]  # fmt: skip
 
 #: up to so many rows are multiplied by the kernels here
@@ -31,6 +31,8 @@ _WIDE: Final = 1 << 25  # numbers that are widened at a time
 
 _DENSE = Kernel(source.few_dense, aligned=("columns", "size", "x_step", "w_step"))
 _QUANTISED = Kernel(source.few_quantised, aligned=("columns", "x_step", "w_step", "s_step", "z_step"))
+_ROUNDED = Kernel(source.rounded, aligned=("size", "x_step"))
+_INTEGERS = Kernel(source.integers, aligned=("columns", "size", "w_step"))
 _WIDEN = Kernel(source.widen, aligned=("w_step",))
 
 
@@ -126,8 +128,6 @@ def form_of(scheme: IntScheme | Mxfp4Scheme, size: int) -> Form | str:
         return Form("mxfp4", GROUP, 1)
     if scheme.bits not in (4, 8):
         return f"reads integers of 4 and 8 bits, not {scheme.name}"
-    if scheme.activations is not None:
-        return "does not round inputs"
     length = size if scheme.group is None else scheme.group
     # a thread reads 16 bytes of a unit at once, or less
     unit = next((unit for unit in (128, 64, 32) if length % unit == 0 and unit * scheme.bits <= 512), None)
@@ -144,6 +144,12 @@ def _refuses(w: Tensor | QuantTensor, out: Dtype) -> str | None:
     scheme = w.scheme
     if w.layout != "plain" or not isinstance(scheme, IntScheme | Mxfp4Scheme):
         return f"reads integers with scales and mxfp4, not {scheme.name}, {w.layout}"
+    if isinstance(scheme, IntScheme) and scheme.activations is not None:
+        return "does not round inputs"
+    return _unreadable(w, scheme)
+
+
+def _unreadable(w: QuantTensor, scheme: IntScheme | Mxfp4Scheme) -> str | None:
     form = form_of(scheme, w.shape[1])
     if isinstance(form, str):
         return form
@@ -180,25 +186,31 @@ def _steps(x: Tensor | None) -> int:
 
 def few_quantised(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype, shape: Shape | None = None) -> Tensor:
     """The op, for up to ``FEW`` rows."""
-    given = count_of(x)
     columns, size = w.shape
     y = empty((*x._data.shape[:-1], columns), x, out)
     if not y._data.size:
         return y
     if not size:
         return _nothing(y, bias)
+    _few_quantised(x, None, w, bias, y, shape)
+    return y
+
+
+def _few_quantised(
+    x: Tensor, x_scales: Tensor | None, w: QuantTensor, bias: Tensor | None, y: Tensor, shape: Shape | None
+) -> None:
+    given, (columns, size) = count_of(x), w.shape
     x, x_step = rows(x)
     form = _form(w)
     values, scales, zeros = w.parts["values"], w.parts["scales"], w.parts.get("zeros")
     bn, warps, chunks = quantised_shape(given, columns, size, form) if shape is None else shape
     units = size // form.unit
     _QUANTISED(
-        (-(-columns // bn),), x, values, scales, zeros, None if bias is None else in_order(bias), y, given, columns,
-        units, x_step, values._data.strides[0] // 4, _steps(scales), _steps(zeros), 1, warps=warps, stages=1,
+        (-(-columns // bn),), x, x_scales, values, scales, zeros, None if bias is None else in_order(bias), y, given,
+        columns, units, x_step, values._data.strides[0] // 4, _steps(scales), _steps(zeros), 1, warps=warps, stages=1,
         FORM=form.name, PER=form.per, BN=bn, TILES=max(1, bn // 16), HIGH=_high(given), WARPS=warps, CHUNKS=chunks,
         WORDS=form.unit // (16 if form.name == "int8" else 32), EVEN=units % (warps * chunks) == 0,
     )  # fmt: skip
-    return y
 
 
 def _form(w: QuantTensor) -> Form:
@@ -250,4 +262,75 @@ def widened_in_blocks(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype
     for start in range(0, columns, step):
         part = slice(start, min(start + step, columns))
         product(x, widened(w[part], x), None if bias is None else bias[part], y, start)
+    return y
+
+
+# Integers, with inputs that are rounded to integers.
+
+
+class Tile(NamedTuple):
+    """How a product of integers is cut: the tile of a program, pieces of K, tiles that go together, and resources."""
+
+    rows: int
+    columns: int
+    depth: int
+    side: int
+    warps: int
+    stages: int
+
+
+@cache
+def tile_of(given: int, columns: int) -> Tile:
+    """The tile for so many rows."""
+    if given <= 64:
+        return Tile(16 if given <= 16 else 64, 64, 128, 8, 4, 4)
+    return Tile(128, 256, 128, 8, 8, 3)
+
+
+def rounded_refuses(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) -> str | None:
+    """Why inputs are not rounded here, or None."""
+    if isinstance(w, Tensor):
+        return "takes quantised weights"
+    if out is fa.float64:
+        return "does not give float64"
+    scheme = w.scheme
+    if w.layout != "plain" or not isinstance(scheme, IntScheme) or scheme.activations is None or scheme.bits != 8:
+        return "takes weights of 8 bits that ask for inputs of 8 bits"
+    if not scheme.symmetric:
+        return "does not take zeros"
+    return _unreadable(w, scheme)
+
+
+def rounded(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype, tile: Tile | None = None) -> Tensor:
+    """The op, with integers of 8 bits as weights and inputs."""
+    given, (columns, size) = count_of(x), w.shape
+    y = empty((*x._data.shape[:-1], columns), x, out)
+    if not y._data.size:
+        return y
+    if not size:
+        return _nothing(y, bias)
+    scheme = w.scheme
+    assert isinstance(scheme, IntScheme)
+    few = scheme.group is None and given <= FEW and tile is None
+    x, x_step = rows(x)
+    length = scheme.group or size
+    groups = size // length
+    # integers are exact in float16, in which the kernel for few rows takes them
+    values = empty((given, size), x, fa.float16 if few else fa.int8)
+    x_scales = empty((given, groups), x, fa.float32)
+    block = min(4096, power_of_two(length))
+    _ROUNDED(
+        (given, groups), x, values, x_scales, groups, length, x_step, warps=min(8, max(1, block // 256)), BLOCK=block
+    )
+    if few:
+        _few_quantised(values, x_scales, w, bias, y, None)
+        return y
+    scales = w.parts["scales"]
+    bm, bn, depth, side, warps, stages = tile_of(given, columns) if tile is None else tile
+    _INTEGERS(
+        (-(-given // bm) * -(-columns // bn),), values, x_scales, w.parts["values"], scales,
+        None if bias is None else in_order(bias), y, given, columns, size, groups, _steps(w.parts["values"]),
+        _steps(scales), warps=warps, stages=stages, GROUP=0 if groups == 1 else length, BM=bm, BN=bn,
+        BK=depth if groups == 1 else min(depth, length & -length), SIDE=side,
+    )  # fmt: skip
     return y

@@ -5,7 +5,10 @@ from __future__ import annotations
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,11 +18,11 @@ from hypothesis import strategies as st
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops import QuantTensor, dequantize, linear, quantize, use_fast_paths
-from ferrum_ops.kernels.cuda import gemm
+from ferrum_ops.kernels.cuda import gemm, launch
 from ferrum_ops.quant.integer import IntScheme
 from ferrum_ops.quant.mxfp4 import Mxfp4Scheme
 from tests.array.oracle import wide
-from tests.ops.interpreted.drawn import LIES, Lie, lying, poison
+from tests.ops.interpreted.drawn import LIES, Lie, lying
 from tests.ops.oracle import check, distance, noise
 
 #: how a product may be cut, other than the table says
@@ -29,6 +32,19 @@ SCHEMES = (
     *("int4-g32", "int4-g64-f16", "int4-g128", "int4-g32-asym", "int4-g128-asym-f16", "int4", "int4-asym"),
     *("int8-g32", "int8-g64", "int8-g96-asym", "int8-g128-f16", "int8", "int8-asym", "mxfp4"),
 )
+
+
+@contextmanager
+def _poison() -> Iterator[None]:
+    """Inside, the kernels write into memory full of NaN, or of sevens."""
+
+    def empty(shape: tuple[int, ...], like: Tensor, dtype: fa.Dtype | None = None) -> Tensor:
+        out = launch.empty(shape, like, dtype)
+        out[...] = fa.nan if out.dtype.is_floating else 7
+        return out
+
+    with mock.patch.object(gemm, "empty", empty):
+        yield
 
 
 @settings(max_examples=35)
@@ -55,7 +71,7 @@ def test_few_rows_with_dense_weights(
     x, x64 = lying(seed, (given_rows, size), fa.float16, lies[0])
     w, w64 = lying(seed + 1, (columns, size), fa.float16, "whole")
     b = None if bias is None else lying(seed + 2, (columns,), bias, lies[1])
-    with poison(gemm):
+    with _poison():
         got = gemm.few_dense(x, w, None if b is None else b[0], out, shape)
     check(got, x64 @ w64.T + (0.0 if b is None else b[1]), out, 1e-3 if out is fa.float16 else 2e-6)
 
@@ -63,7 +79,7 @@ def test_few_rows_with_dense_weights(
 def test_rows_of_weights_may_lie_apart_and_rows_of_inputs_in_two_axes() -> None:
     x, w = fa.asarray(noise(1, 2, 3, 40), dtype="f16"), fa.asarray(noise(2, 12, 40), dtype="f16")
     parts = w[::3, :24]
-    with poison(gemm):
+    with _poison():
         got = gemm.few_dense(x[..., 16:], parts, None, fa.float32)
     check(got, wide(x.numpy())[..., 16:] @ wide(w.numpy())[::3, :24].T, fa.float32, 2e-6)
 
@@ -100,7 +116,7 @@ def test_few_rows_with_quantised_weights(
     w = _quantised(seed + 1, columns, size, name)
     b = None if bias is None else lying(seed + 2, (columns,), bias, "whole")
     assert gemm.few_quantised_refuses(x, w, None if b is None else b[0], out) is None
-    with poison(gemm):
+    with _poison():
         got = gemm.few_quantised(x, w, None if b is None else b[0], out, shape)
     exact = x64 @ wide(dequantize(w, "f32").numpy()).T + (0.0 if b is None else b[1])
     check(got, exact, out, 1e-3 if out is fa.float16 else 3e-6)
@@ -145,7 +161,7 @@ def test_widened_weights_are_the_dequantised_ones(seed: int, columns: int, units
     size = units * (96 if "g96" in name else 128 if "g128" in name else 64 if "g64" in name else 32)
     w = _quantised(seed, columns, size, name)
     for dtype in (fa.float32, fa.float16):
-        with poison(gemm):
+        with _poison():
             got = gemm.widened(w, fa.zeros((), dtype=dtype), 8)
         assert got.dtype is dtype
         assert np.array_equal(got.numpy(), dequantize(w, "f32").astype(dtype).numpy())
@@ -162,11 +178,60 @@ def test_many_rows_are_multiplied_block_by_block(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "ferrum_ops.kernels.cuda.cublas", SimpleNamespace(product=product))
     monkeypatch.setattr(gemm, "_WIDE", 128 * 64)
     x, w, b = fa.asarray(noise(1, 2, 3, 64), dtype="f32"), _quantised(2, columns, 64, "int4-g32"), fa.ones(columns)
-    with poison(gemm):
+    with _poison():
         got = gemm.widened_in_blocks(x, w, b, fa.float32)
     assert calls == [(128, 64), (22, 64)]
     with use_fast_paths(False):
         assert distance(wide(got.numpy()), wide(linear(x, w, b).numpy())) < 1e-6
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    given_rows=st.sampled_from([0, 1, 3, 17, 65]),
+    columns=st.integers(0, 34),
+    groups=st.integers(1, 3),
+    name=st.sampled_from(["int8-a8", "int8-g32-a8", "int8-g96-a8", "int8-g128-a8-f16"]),
+    dtype=st.sampled_from([fa.float16, fa.float32]),
+    bias=st.sampled_from(BIASES),
+    out=st.sampled_from([fa.float16, fa.float32]),
+    lie=st.sampled_from(LIES),
+    tile=st.sampled_from([None, gemm.Tile(32, 32, 64, 2, 4, 2)]),
+)
+def test_inputs_are_rounded_as_the_scheme_says(
+    seed: int,
+    given_rows: int,
+    columns: int,
+    groups: int,
+    name: str,
+    dtype: fa.Dtype,
+    bias: fa.Dtype | None,
+    out: fa.Dtype,
+    lie: Lie,
+    tile: gemm.Tile | None,
+) -> None:
+    size = groups * (96 if "g96" in name else 128)
+    x, _ = lying(seed, (given_rows, size), dtype, lie)
+    w = _quantised(seed + 1, columns, size, name)
+    b = None if bias is None else lying(seed + 2, (columns,), bias, "whole")
+    assert gemm.rounded_refuses(x, w, None if b is None else b[0], out) is None
+    with _poison():
+        got = gemm.rounded(x, w, None if b is None else b[0], out, tile)
+    inputs = wide(w.scheme.inputs(x.astype("f32")).numpy())
+    exact = inputs @ wide(dequantize(w, "f32").numpy()).T + (0.0 if b is None else b[1])
+    check(got, exact, out, 1e-3 if out is fa.float16 else 3e-6)
+
+
+@pytest.mark.parametrize("bad", [fa.nan, fa.inf])
+@pytest.mark.parametrize("name", ["int8-a8", "int8-g32-a8"])
+def test_a_group_of_inputs_that_is_not_finite_makes_its_row_nan(bad: float, name: str) -> None:
+    x = fa.ones((20, 96), dtype="f32")
+    x[3, 40] = bad
+    x[4] = 0.0
+    got = gemm.rounded(x, _quantised(1, 5, 96, name), None, fa.float32, gemm.Tile(16, 32, 32, 2, 4, 2))
+    assert fa.all(fa.isnan(got[3]))
+    assert fa.all(got[4] == 0.0)
+    assert fa.all(fa.isfinite(got[5:]))
 
 
 def test_what_is_left_to_others_is_named() -> None:
@@ -199,6 +264,9 @@ def test_what_is_left_to_others_is_named() -> None:
     moved = QuantTensor(w.scheme, (4, 64), {"values": shifted, "scales": w.parts["scales"]})
     assert refuses(x, moved, None, half) == "the rows of w are not at multiples of 4 bytes"
     assert gemm.widened_refuses(many, w, None, half) is None
+    for other in (w, _quantised(1, 4, 64, "int4-a8")):
+        assert gemm.rounded_refuses(x, other, None, half) == "takes weights of 8 bits that ask for inputs of 8 bits"
+    assert gemm.rounded_refuses(x, _quantised(1, 4, 64, "int8-asym-a8"), None, half) == "does not take zeros"
     assert gemm.widened_refuses(many, w[:0], None, half) == "takes at least one row, and weights"
 
 
@@ -210,12 +278,12 @@ def test_weights_go_from_memory_to_tensor_cores_without_detours(form: str, unit:
     program = f"""
         import re
         import ferrum_array as fa
-        from ferrum_ops.kernels.cuda import gemm
+        from ferrum_ops.kernels.cuda import gemm, launch
         half, much = fa.bfloat16, ("i32",)
         zeros = None if {zeros!r} is None else fa.Dtype({zeros!r})
         made = gemm._QUANTISED.compiled(
             90, 8, 1,
-            [half, fa.uint8, fa.uint8 if {form!r} == "mxfp4" else half, zeros, None, half, "i32", much, "i32"]
+            [half, None, fa.uint8, fa.uint8 if {form!r} == "mxfp4" else half, zeros, None, half, "i32", much, "i32"]
             + [much] * 4 + ["i32"],
             dict(FORM={form!r}, PER=1, BN=16, TILES=1, HIGH=1, WARPS=8, CHUNKS=2,
                  WORDS={unit} // (16 if {form!r} == "int8" else 32), EVEN=True),

@@ -9,7 +9,7 @@ K is taken in the order in which the threads have it: a sum may be taken in any 
 import triton
 import triton.language as tl
 
-__all__ = ["few_dense", "few_quantised", "widen"]
+__all__ = ["few_dense", "few_quantised", "integers", "rounded", "widen"]
 
 
 @triton.jit
@@ -170,13 +170,14 @@ def _scales(scales):
 
 @triton.jit
 def few_quantised(
-    x, w, scales, zeros, bias, out, rows, columns, units, x_step, w_step, s_step, z_step, one,
+    x, x_scales, w, scales, zeros, bias, out, rows, columns, units, x_step, w_step, s_step, z_step, one,
     FORM: tl.constexpr, PER: tl.constexpr, BN: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr,
     WARPS: tl.constexpr, CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """``x @ w.T + bias`` for up to 8 * HIGH rows of x and weights of integers or 4-bit floats.
 
     A row of w is made of *units*, of 4 * WORDS words each; PER of them have one scale, or all have, where PER is 0.
+    Each row of x has a scale in x_scales, if there are any.
     A program has BN rows of w, at most 16 * TILES. *one* is 1, which the compiler must not know: otherwise it gives
     neighbouring words to one thread where they belong to four.
     """
@@ -246,6 +247,9 @@ def few_quantised(
         last = tl.arange(0, 16 * TILES)
         n = tl.program_id(0) * BN + last
         y *= tl.load(scales + n.to(tl.int64) * s_step, mask=n < columns, other=0.0).to(tl.float32)[:, None]
+    if x_scales is not None:
+        last_m = tl.arange(0, 8 * HIGH)
+        y *= tl.load(x_scales + last_m, mask=last_m < rows, other=0.0)[None, :]
     _finish(y, bias, out, rows, columns, BN)
 
 
@@ -275,3 +279,80 @@ def widen(
     numbers = numbers.reshape(BLOCK, NUMBERS)
     k = unit * (NUMBERS) + tl.arange(0, NUMBERS)[None, :]
     tl.store(out + row * (units * NUMBERS) + k, numbers, mask=inside)
+
+
+# Inputs that are rounded to integers, too.
+
+
+@triton.jit
+def rounded(x, out, scales, groups, size, x_step, BLOCK: tl.constexpr):
+    """A group of *size* numbers of a row of x as integers from -127 to 127, and their scale: see ``IntScheme``."""
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1)
+    at = x + row * x_step + group * size
+    to = out + (row * groups + group) * size
+    most = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, size, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        y = tl.abs(tl.load(at + k, mask=k < size, other=0.0).to(tl.float32))
+        # a maximum would pass over NaN
+        most = tl.where((y > most) | (y != y), y, most)
+    bad = tl.max(tl.where(most < float("inf"), 0, 1), axis=0) > 0
+    most = tl.max(tl.where(most < float("inf"), most, 0.0), axis=0)
+    scale = tl.maximum(tl.div_rn(most, 127.0), 1.1754943508222875e-38)
+    tl.store(scales + row * groups + group, tl.where(bad, float("nan"), scale))
+    factor = tl.div_rn(1.0, scale)
+    for start in range(0, size, BLOCK):
+        k = start + tl.arange(0, BLOCK)
+        y = tl.load(at + k, mask=k < size, other=0.0).to(tl.float32)
+        # the sum with 1.5 * 2**23 is an integer, half to even
+        y = (tl.where(bad, 0.0, y) * factor + 12582912.0) - 12582912.0
+        tl.store(to + k, y.to(out.dtype.element_ty), mask=k < size)
+
+
+@triton.jit
+def integers(
+    x, x_scales, w, scales, bias, out, rows, columns, size, groups, w_step, s_step,
+    GROUP: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SIDE: tl.constexpr,
+):  # fmt: skip
+    """``x @ w.T + bias`` of integers of 8 bits, which have a scale for GROUP numbers of a row, or for all if it is 0.
+
+    Programs are numbered so that SIDE tiles of rows go together over the columns: they read the same weights.
+    """
+    down = tl.cdiv(rows, BM)
+    across = tl.cdiv(columns, BN)
+    band = tl.program_id(0) // (SIDE * across)
+    height = tl.minimum(down - band * SIDE, SIDE)
+    place = tl.program_id(0) % (SIDE * across)
+    m = (band * SIDE + place % height) * BM + tl.arange(0, BM)
+    n = place // height * BN + tl.arange(0, BN)
+    m_in = m < rows
+    n_in = n < columns
+    k = tl.arange(0, BK)
+    # rows beyond the last are the last once more
+    a_at = x + tl.minimum(m, rows - 1).to(tl.int64)[:, None] * size + k[None, :]
+    b_at = w + tl.minimum(n, columns - 1).to(tl.int64)[None, :] * w_step + k[:, None]
+    if GROUP == 0:
+        counts = tl.zeros([BM, BN], tl.int32)
+        for start in range(0, size, BK):
+            k_in = k < size - start
+            a = tl.load(a_at + start, mask=k_in[None, :], other=0)
+            b = tl.load(b_at + start, mask=k_in[:, None], other=0)
+            counts = tl.dot(a, b, counts, out_dtype=tl.int32)
+        sums = counts.to(tl.float32)
+        sums *= tl.load(x_scales + m, mask=m_in, other=0.0)[:, None]
+        sums *= tl.load(scales + n.to(tl.int64) * s_step, mask=n_in, other=0.0).to(tl.float32)[None, :]
+    else:
+        sums = tl.zeros([BM, BN], tl.float32)
+        for start in range(0, size, BK):
+            group = start // GROUP
+            a = tl.load(a_at + start)
+            b = tl.load(b_at + start)
+            part = tl.dot(a, b, out_dtype=tl.int32).to(tl.float32)
+            part *= tl.load(x_scales + m.to(tl.int64) * groups + group, mask=m_in, other=0.0)[:, None]
+            s = tl.load(scales + n.to(tl.int64) * s_step + group, mask=n_in, other=0.0)
+            sums += part * s.to(tl.float32)[None, :]
+    if bias is not None:
+        sums += tl.load(bias + n, mask=n_in, other=0.0).to(tl.float32)[None, :]
+    at = out + m.to(tl.int64)[:, None] * columns + n[None, :]
+    tl.store(at, sums.to(out.dtype.element_ty), mask=m_in[:, None] & n_in[None, :])
