@@ -1,0 +1,206 @@
+"""Rows of ``attention``: a program has a block of queries, and passes over the keys that they see."""
+
+from __future__ import annotations
+
+from functools import cache
+from math import prod
+from typing import Final, NamedTuple
+
+import ferrum_array as fa
+from ferrum_array import Device, Dtype, Tensor
+from ferrum_ops.kernels.cuda.launch import INTERPRETED, Kernel, empty, power_of_two
+from ferrum_ops.kernels.cuda.layouts import in_order
+from ferrum_ops.kernels.cuda.source import prefill as source
+from ferrum_ops.tiled import AttentionOptions
+from ferrum_ops.types import SequenceMeta
+
+__all__ = ["Config", "attention", "attention_with_sums", "refuses"]
+
+_STEPS: Final = tuple(f"{x}_{step}" for x in "qkv" for step in ("batch", "token", "head"))
+_ATTENTION: Final = Kernel(source.attention, aligned=_STEPS)
+
+#: the longest queries and values for which there are registers
+_LONGEST: Final = 256
+#: with so few keys, the error of rounding weights to 16 bits may not average out
+_FEW: Final = 128
+#: rows of a block in which heads that share keys are put together
+_PACKED: Final = 64
+#: what a descriptor asks of addresses and steps, in bytes
+_ALIGNED: Final = 16
+
+
+class Config(NamedTuple):
+    """How the kernel is compiled: rows and keys of a tile, warps and stages."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+class _Laid(NamedTuple):
+    """A tensor [..., T, H, D] whose last axis has no gaps, and its steps, in elements."""
+
+    tensor: Tensor
+    batch: int
+    token: int
+    head: int
+
+
+def refuses(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, meta: SequenceMeta | None, options: AttentionOptions
+) -> str | None:
+    """Why the kernel cannot take a call that dtypes and features allow, or None."""
+    if max(q.shape[-1], v.shape[-1]) > _LONGEST:
+        return f"takes heads of up to {_LONGEST}, not {q.shape[-1]}+{v.shape[-1]}"
+    return None
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, meta: SequenceMeta | None, options: AttentionOptions
+) -> tuple[Tensor, None]:
+    """The op without its log-sum-exp."""
+    return _attend(q, k, v, bias, meta, options, None), None
+
+
+def attention_with_sums(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, meta: SequenceMeta | None, options: AttentionOptions
+) -> tuple[Tensor, Tensor]:
+    """The op."""
+    sums = empty(q._data.shape[:-1], q, fa.float32)
+    return _attend(q, k, v, bias, meta, options, sums), sums
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    bias: Tensor | None,
+    meta: SequenceMeta | None,
+    options: AttentionOptions,
+    sums: Tensor | None,
+) -> Tensor:
+    *lead, queries, heads, dim = q._data.shape
+    keys, key_heads, value_dim = v._data.shape[-3:]
+    out = empty((*lead, queries, heads, value_dim), q)
+    if not prod(out._data.shape if sums is None else sums._data.shape):
+        return out
+    batches, q_starts, k_starts = prod(lead), None, None
+    if meta is not None:
+        batches, queries, keys = len(meta.lengths), max(meta.lengths), max(meta.key_lengths)
+        q_starts, k_starts = _starts(meta, q.device)
+    scale = float(options.scale)
+    if scale <= 0.0:  # the greatest product must be that of the greatest score
+        q, scale = (-q, -scale) if scale < 0.0 else (fa.zeros_like(q), 1.0)
+    window = options.window
+    if window is not None and window >= keys:
+        window = None
+    x, y, z = map(_laid, (q, k, v))
+    group = heads // key_heads
+    pack = group if queries * group <= _PACKED else 1
+    halves = q.dtype is not fa.float32  # whose products are long programs without tensor cores
+    exact = not halves or keys <= _FEW
+    dims = max(16, power_of_two(dim)), max(16, power_of_two(value_dim))
+    config = _config(min(queries * pack, _PACKED * 2), *dims, q.dtype, exact)
+    blocks = -(-queries * pack // config.rows)
+    b = None if bias is None else _one_step(_narrow(bias), tuple(lead))
+    _ATTENTION(
+        (batches * blocks * (heads // pack),),
+        *(x.tensor, y.tensor, z.tensor, out, sums, _sinks(options), b),
+        *(q_starts, k_starts, heads, blocks, queries, keys, *x[1:], *y[1:], *z[1:]),
+        *((None,) * 4 if b is None else _bias_steps(b, len(lead))),
+        *(scale, None if options.softcap is None else float(options.softcap), window),
+        warps=config.warps,
+        stages=config.stages,
+        GROUP=group,
+        PACK=pack,
+        DIM=dim,
+        VALUE_DIM=value_dim,
+        BD=dims[0],
+        BV=dims[1],
+        BM=config.rows,
+        BN=config.keys,
+        CAUSAL=bool(options.causal),
+        BULK=halves and _bulk(y, keys) and _bulk(z, keys),
+        EXACT=exact,
+        WHOLE=halves,
+    )
+    return out
+
+
+def _starts(meta: SequenceMeta, device: Device) -> tuple[Tensor, Tensor]:
+    """Where the queries and the keys of each sequence begin and the last ones end, on the device; copied once."""
+    key = ("attention starts", device)
+    found: tuple[Tensor, Tensor] | None = meta.notes.get(key)
+    if found is None:
+        ends = [0]
+        for length in meta.key_lengths:
+            ends.append(ends[-1] + length)
+        found = (
+            fa.asarray(meta.cu_seqlens, dtype=fa.int32, device=device),
+            fa.asarray(ends, dtype=fa.int32, device=device),
+        )
+        meta.notes[key] = found
+    return found
+
+
+def _narrow(x: Tensor) -> Tensor:
+    return x.astype(fa.float32) if x.dtype is fa.float64 else x
+
+
+def _sinks(options: AttentionOptions) -> Tensor | None:
+    return None if options.sinks is None else in_order(_narrow(options.sinks))
+
+
+def _one_step(bias: Tensor, lead: tuple[int, ...]) -> Tensor:
+    """*bias* [..., H, Tq, Tk] with one step from batch to batch: a copy where several axes broadcast unalike."""
+    first = bias._data.shape[: len(lead)]
+    if len(lead) < 2 or prod(first) == 1:
+        return bias
+    return in_order(fa.broadcast_to(bias, (*lead, *bias._data.shape[len(lead) :])))
+
+
+def _laid(x: Tensor) -> _Laid:
+    """*x* [..., T, H, D] and its steps; a copy if the last axis has gaps or the first ones have no one step."""
+    data = x._data
+    shape = data.shape
+    if not data.flags.c_contiguous:
+        strides, item = data.strides, data.itemsize
+        leading = len(shape) - 3
+        even = all(strides[i] == strides[i + 1] * shape[i + 1] for i in range(leading - 1))
+        if even and (strides[-1] == item or shape[-1] == 1) and not any(step % item for step in strides):
+            batch = strides[leading - 1] // item if leading else 0
+            return _Laid(x, batch, strides[-3] // item, strides[-2] // item)
+        x = in_order(x)
+    tokens, heads, dim = shape[-3:]
+    return _Laid(x, tokens * heads * dim, heads * dim, dim)
+
+
+def _bulk(x: _Laid, tokens: int) -> bool:
+    """Whether a descriptor can stand for [T, D] of one head."""
+    data = x.tensor._data
+    steps = [step * data.itemsize for step in x[1:]]
+    if not data.size or any(step % _ALIGNED or step < 0 for step in steps) or (tokens > 1 and not x.token):
+        return False
+    return INTERPRETED or data.data.ptr % _ALIGNED == 0
+
+
+def _bias_steps(bias: Tensor, leading: int) -> tuple[int, int, int, int]:
+    """The steps of a bias [..., H, Tq, Tk]; 0 along axes of one element."""
+    data = bias._data
+    steps = [0 if n == 1 else step // data.itemsize for n, step in zip(data.shape, data.strides, strict=True)]
+    batch = 0 if not leading else steps[leading - 1]
+    return batch, steps[-3], steps[-2], steps[-1]
+
+
+@cache
+def _config(rows: int, dim: int, value_dim: int, dtype: Dtype, exact: bool) -> Config:
+    """For blocks of heads of these lengths, powers of two; *rows* is how many there are, or many."""
+    wide = max(dim, value_dim)
+    if dtype is fa.float32:
+        return Config(16 if rows <= 16 else 32, 32 if wide <= 128 else 16, 4, 2)
+    if rows <= _PACKED:
+        return Config(max(16, power_of_two(rows)), 64 if wide <= 128 else 32, 4, 2)
+    if exact or wide > 128:
+        return Config(64, 64, 4, 2)
+    return Config(128, 128 if wide > 64 else 64, 8 if wide > 64 else 4, 3)
