@@ -341,8 +341,11 @@ def check_rope_pair(op: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rot
         TypeError, ValueError: as ``qk_norm_rope`` says.
     """
     turning = check_rope(op, "q", q, cos, sin, rotary_dim)
-    check_rope(op, "k", k, cos, sin, rotary_dim)
+    floating(op, "k", k)
     alike(op, q, "k", k)
-    if (*q.shape[:-2], q.shape[-1]) != (*k.shape[:-2], k.shape[-1]):
-        raise ValueError(f"{op}: q and k must share all axes but the heads, got q {describe(q)} and k {describe(k)}")
+    if k.ndim < 2 or (*q.shape[:-2], q.shape[-1]) != (*k.shape[:-2], k.shape[-1]):
+        want = ",".join(map(str, (*q.shape[:-2], "Hkv", q.shape[-1])))
+        raise ValueError(
+            f"{op}: q and k must share all axes but the heads; for q {describe(q)} k must be [{want}], got {describe(k)}"
+        )
     return turning

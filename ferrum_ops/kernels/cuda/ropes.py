@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 from typing import Final, NamedTuple
 
 import ferrum_array as fa
@@ -38,23 +39,27 @@ def _shape(tokens: int, fewest: int, length: int) -> tuple[int, int, int]:
     return together, many, max(1, min(8, together * many * length // _TILE))
 
 
-def _tables(cos: Tensor, sin: Tensor, before: tuple[int, ...]) -> tuple[Tensor, Tensor, int, int]:
-    """The tables, how many rows they have, over which tokens go round and round, and how far these are apart."""
+def _tables(cos: Tensor, sin: Tensor, before: tuple[int, ...]) -> tuple[Tensor, Tensor, int | None, int | None]:
+    """The tables, after how many tokens they begin again, and how far rows are apart; None for what is plain."""
     shape = cos._data.shape[:-1]
+    if shape == before and cos._data.flags.c_contiguous and sin._data.flags.c_contiguous:
+        return cos, sin, None, None
     while shape and shape[0] == 1:
         shape = shape[1:]
     if shape != before[len(before) - len(shape) :]:
         cos, sin = (fa.broadcast_to(table, (*before, table.shape[-1])) for table in (cos, sin))
         shape = before
-    period = 1
-    for n in shape:
-        period *= n
     cos, step = rows(cos)
     sin, other = rows(sin)
     if step != other:
         cos, sin = in_order(cos), in_order(sin)
         step = cos._data.shape[-1]
-    return cos, sin, period, step
+    return cos, sin, prod(shape), step
+
+
+def _heads(x: Tensor | None) -> tuple[Tensor | None, int | None, int | None]:
+    """*x* [..., T, H, D] and its steps from token to token and from head to head, None where there are no gaps."""
+    return (x, None, None) if x is None or x._data.flags.c_contiguous else heads(x)
 
 
 class Written(NamedTuple):
@@ -85,33 +90,31 @@ def turn(
     out = empty(q._data.shape, q)
     k_heads = 0 if k is None else k._data.shape[-2]
     k_out = written.k_out if written is not None else None if k is None else empty(k._data.shape, k)
-    tokens = 1
-    for n in before:
-        tokens *= n
+    tokens = prod(before)
     if not tokens or not (count or k_heads):
         return out, k_out
     cos, sin, period, table_step = _tables(cos, sin, tuple(before))
-    q, *q_steps = heads(q)
-    k, *k_steps = (None, 0, 0) if k is None else heads(k)
-    v, *v_steps = (None, 0, 0) if written is None else heads(written.v)
-    value_size = 0 if v is None else v._data.shape[-1]
+    placed, *steps = _heads(q)
+    k, *k_steps = _heads(k)
+    v, *v_steps = _heads(None if written is None else written.v)
+    value_size = None if v is None else v._data.shape[-1]
     half = rotary_dim // 2
     rest = size - rotary_dim
     block = _block(half)
     rest_block = _block(rest) if rest else 0
-    value_block = _block(value_size)
+    value_block = _block(value_size or 0)
     length = max(2 * block + rest_block, value_block)
     together, many, warps = _shape(tokens, min(count, k_heads) or max(count, k_heads), power_of_two(length))
     parts = -(-count // many) + -(-k_heads // many) * (1 if v is None else 2)
     eps, offset = (None, None) if norm is None else (float(norm[0]), float(norm[1]) or None)
     _TURN(
         (-(-tokens // together) * parts,),
-        *(q, k, v, None if wq is None else in_order(wq), None if wk is None else in_order(wk), cos, sin),
+        *(placed, k, v, None if wq is None else in_order(wq), None if wk is None else in_order(wk), cos, sin),
         *((None,) if written is None else (written.slots,)),
         *(out, k_out),
         *((None, None, None) if written is None else (written.v_out, written.k_scale, written.v_scale)),
-        *(tokens, 0 if k_out is None else k_out._data.shape[0], count, k_heads, size, value_size, half, period),
-        *(*q_steps, *k_steps, *v_steps, table_step, eps, offset),
+        *(tokens, None if written is None else written.k_out._data.shape[0], count, k_heads, size, value_size, half),
+        *(period, *steps, *k_steps, *v_steps, table_step, eps, offset),
         warps=warps,
         PAIRS=interleaved,
         TOKENS=together,

@@ -220,6 +220,7 @@ def test_table_that_goes_round() -> None:
     found = ropes._tables(cos, sin, (3, 5))
     assert found[2:] == (5, 2)
     assert ropes._tables(cos[None], sin[None], (3, 5))[2] == 5
+    assert ropes._tables(cos, sin, (5,))[2:] == (None, None)
     got = ropes.rope(x, cos, sin, 4, False)
     check(got, exact_rope(x64, wide(cos)[None], wide(sin)[None], 4, False), fa.float32)
     assert fa.all(got[1] == ropes.rope(x[1], cos, sin, 4, False))

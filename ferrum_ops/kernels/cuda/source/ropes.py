@@ -92,9 +92,20 @@ def turn(
     """Queries, and keys if there are any, normalised if there is an eps, and turned; values beside them copied.
 
     Keys and values of token t go to row ``slots[t]`` of k_out and v_out, which have so many rows, or to row t without
-    slots; in int8, with scales, where there are k_scale and v_scale. A program has some heads of some tokens: of q, of
-    k or of v.
+    slots; in int8, with scales, where there are k_scale and v_scale. Absent steps are those of a tensor without gaps,
+    and without a period each token has its row of the tables. A program has some heads of some tokens: of q, k or v.
     """
+    if q_token is None:
+        q_token = q_heads * size
+        q_head = size
+    if k is not None and k_token is None:
+        k_token = k_heads * size
+        k_head = size
+    if v is not None and v_token is None:
+        v_token = k_heads * value_size
+        v_head = value_size
+    if table_step is None:
+        table_step = half
     q_parts = tl.cdiv(q_heads, HEADS)
     k_parts = tl.cdiv(k_heads, HEADS)
     parts = q_parts
@@ -112,7 +123,7 @@ def turn(
         kept = (row >= 0) & (row < rows)
     i = tl.arange(0, HALF)[None, None, :]
     inner = i < half
-    at = token % period * table_step + i
+    at = (token if period is None else token % period) * table_step + i
     if part < q_parts:
         c = tl.load(cos + at, mask=there & inner, other=0.0).to(tl.float32)
         s = tl.load(sin + at, mask=there & inner, other=0.0).to(tl.float32)
