@@ -346,6 +346,7 @@ def check_rope_pair(op: str, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, rot
     if k.ndim < 2 or (*q.shape[:-2], q.shape[-1]) != (*k.shape[:-2], k.shape[-1]):
         want = ",".join(map(str, (*q.shape[:-2], "Hkv", q.shape[-1])))
         raise ValueError(
-            f"{op}: q and k must share all axes but the heads; for q {describe(q)} k must be [{want}], got {describe(k)}"
+            f"{op}: q and k must share all axes but the heads: for q {describe(q)} k must be [{want}], "
+            f"got {describe(k)}"
         )
     return turning
