@@ -17,10 +17,11 @@ from ferrum_ops.types import SequenceMeta
 
 __all__ = ["qk_norm_rope", "rope", "rope_append"]
 
-_TURN = Kernel(
-    source.turn,
-    aligned=("size", "value_size", "half", "q_token", "q_head", "k_token", "k_head", "v_token", "v_head", "table_step"),
+_ALIGNED: Final = (
+    *("size", "value_size", "half", "table_step"),
+    *("q_token", "q_head", "k_token", "k_head", "v_token", "v_head"),
 )
+_TURN = Kernel(source.turn, aligned=_ALIGNED)
 
 _TILE: Final = 1024  # elements
 _SHORTEST: Final = 16
