@@ -143,3 +143,30 @@ register(
     ),
     _row("linear", "gemm:rounded", "quant:int8", "a8", *_PLAIN, name="linear_rounded", when="gemm:rounded_refuses"),
 )
+
+_STACKED = ("quant:int4", "quant:int8", "quant:mxfp4", "zeros")
+_NETS = tuple(f"{w}:{feature}" for w in ("w13", "w2") for feature in _STACKED)
+_ROUTED = ("softmax", "sigmoid", "norm", "bias", "groups", "scale")
+
+register(
+    _row("moe_route", "routing:moe_route", *_ROUTED, when="routing:route_refuses"),
+    _row("moe_plan", "routing:moe_plan", "block", dtypes=frozenset({(Dtype.I64,)}), when="routing:plan_refuses"),
+    _row("moe_permute", "routing:moe_permute", "block"),
+    _row("moe_combine", "routing:moe_combine", "residual", "mixed", when="routing:combine_refuses"),
+    _row(
+        "grouped_linear",
+        "moe:grouped_linear",
+        *_STACKED,
+        "bias",
+        "mixed",
+        dtypes=_HALVES,
+        when="moe:grouped_linear_refuses",
+    ),
+    _row(
+        "moe_ffn",
+        "moe:moe_ffn",
+        *(*_NETS, *_KINDS, "limit", "alpha", "up_offset", "b13", "b2", "mixed"),
+        dtypes=_HALVES,
+        when="moe:moe_ffn_refuses",
+    ),
+)
