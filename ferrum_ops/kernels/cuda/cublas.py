@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import math
-from functools import cache
+import weakref
+from functools import cache, lru_cache
 from threading import Lock
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ _COMPUTE_32F: Final = 68
 _TRANSPOSED: Final = 1  # cublasOperation_t
 _WORKSPACE: Final = 32 << 20  # bytes that the library may ask for, as it advises for Hopper
 _ALIGNMENT: Final = 256  # more is no use to it
+_PLANS: Final = 4096  # so many are kept: lengths of prompts differ
 
 _ONE: Final = ctypes.c_float(1.0)
 _ZERO: Final = ctypes.c_float(0.0)
@@ -92,6 +94,7 @@ class _Plan:
         cublasLt.matmul_preference_destroy(preference)
         if not count.value:
             raise RuntimeError(f"linear: cuBLASLt has no algorithm for shapes {shape}, steps {steps} and {kinds}")
+        weakref.finalize(self, _forget, self._product, (self._w, self._x, self._y)).atexit = False
         self._algorithm = int(self._found.ptr)  # the first field of what was found
         self.workspace = int(self._found.workspace_size)
 
@@ -108,7 +111,13 @@ class _Plan:
             )  # fmt: skip
 
 
-_plan = cache(_Plan)
+def _forget(product: int, layouts: tuple[int, ...]) -> None:
+    cublasLt.matmul_desc_destroy(product)
+    for layout in layouts:
+        cublasLt.matrix_layout_destroy(layout)
+
+
+_plan = lru_cache(_PLANS)(_Plan)
 
 
 def _aligned(address: int) -> int:

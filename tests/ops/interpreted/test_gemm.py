@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -82,6 +83,21 @@ def test_rows_of_weights_may_lie_apart_and_rows_of_inputs_in_two_axes() -> None:
     with _poison():
         got = gemm.few_dense(x[..., 16:], parts, None, fa.float32)
     check(got, wide(x.numpy())[..., 16:] @ wide(w.numpy())[::3, :24].T, fa.float32, 2e-6)
+
+
+@pytest.mark.parametrize("columns", [8, 16])
+def test_a_program_writes_nothing_but_its_own_columns(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = gemm._DENSE
+
+    def only_the_first(grid: tuple[int, ...], *arguments: Tensor | float | None, **constants: Any) -> None:
+        assert grid == (-(-40 // columns),)
+        first((1,), *arguments, **constants)
+
+    monkeypatch.setattr(gemm, "_DENSE", only_the_first)
+    x, w = fa.asarray(noise(1, 3, 64), dtype="f16"), fa.asarray(noise(2, 40, 64), dtype="f16")
+    with _poison():
+        got = gemm.few_dense(x, w, None, fa.float32, gemm.Shape(columns, 2, 1))
+    assert fa.all(fa.isnan(got) == (fa.arange(40) >= columns))
 
 
 def _quantised(seed: int, columns: int, size: int, name: str) -> QuantTensor:
