@@ -36,6 +36,7 @@ class Captured(Generic[_R]):
         device: where it runs.
         recorded: whether calls replay a graph; elsewhere they call the function.
         borrowed: whether results lie in memory that the next call writes.
+        state: tensors of the function's own that it reads or writes.
 
     Examples:
         >>> import ferrum_array as fa
@@ -44,8 +45,16 @@ class Captured(Generic[_R]):
         (True, Captured(<lambda>, float32[3] on cpu))
     """
 
-    def __init__(self, function: Callable[..., _R], examples: Sequence[Tensor], device: Device, borrow: bool) -> None:
+    def __init__(
+        self,
+        function: Callable[..., _R],
+        examples: Sequence[Tensor],
+        device: Device,
+        borrow: bool,
+        state: tuple[Tensor, ...],
+    ) -> None:
         self.device = device
+        self.state = state
         self.borrowed = borrow
         self._function = function
         self._name = getattr(function, "__name__", type(function).__name__)
@@ -60,6 +69,16 @@ class Captured(Generic[_R]):
             cause = error.__cause__
             where = _where(None if cause is None else cause.__traceback__)
             raise CaptureError(f"{self._name} cannot be captured on {device}{where}: {error}") from cause
+        self._places = self._where()
+
+    @property
+    def moved(self) -> bool:
+        """Whether a tensor of *state* no longer lies where it lay: the graph would use memory that is not its own."""
+        return self._places != self._where()
+
+    def _where(self) -> list[int]:
+        recording = self._recording
+        return [] if recording is None else recording.places([x._data for x in self.state])
 
     @property
     def recorded(self) -> bool:
@@ -75,6 +94,11 @@ class Captured(Generic[_R]):
             results = self._function(*(wrap(x._data, x._spec) for x in tensors))
             self._outputs(results, [])
             return results
+        if self.state and self.moved:
+            raise ValueError(
+                f"{self._name}: a tensor of its state has got other memory since it was captured, as happens where it "
+                "is written while others see it; capture the function again"
+            )
         with self._lock:
             raws = recording.replay([x._data for x in tensors], not self.borrowed)
         result: _R = _rebuilt(self._form, iter([wrap(raw, spec) for raw, spec in zip(raws, self._specs, strict=True)]))
@@ -121,7 +145,11 @@ class Captured(Generic[_R]):
 
 
 def capture(
-    fn: Callable[..., _R], *examples: Tensor, borrow: bool = False, device: Device | str | None = None
+    fn: Callable[..., _R],
+    *examples: Tensor,
+    borrow: bool = False,
+    device: Device | str | None = None,
+    state: Sequence[Tensor] = (),
 ) -> Captured[_R]:
     """A callable that does what *fn* does, for tensors like *examples*, and on CUDA replays it as one graph.
 
@@ -142,6 +170,7 @@ def capture(
         borrow: results are the graph's own buffers, which the next call overwrites: a copy less. They are read-only:
             a write into one gives it memory of its own first.
         device: where, for a function without arguments; the default device if absent.
+        state: tensors of the function's own. They are kept, and each call checks that they lie where they lay.
 
     Source: the CUDA C++ programming guide, "CUDA graphs", on stream capture.
 
@@ -149,7 +178,8 @@ def capture(
         CaptureError: on CUDA for what a graph cannot hold: values that are read back to the host, copies from it, and
             libraries that refuse, as CuPy's matrix products do. Streams stay usable.
         TypeError: for examples or results that are no tensors, and at a call for another number or other dtypes.
-        ValueError: for examples on several devices, and at a call for other shapes or devices.
+        ValueError: for examples on several devices, and at a call for other shapes or devices, or a state that has
+            moved.
 
     Examples:
         >>> import ferrum_array as fa
@@ -161,7 +191,10 @@ def capture(
     for number, x in enumerate(examples):
         if not isinstance(x, Tensor):
             raise TypeError(f"capture: example {number} must be a Tensor, got {type(x).__name__}")
-    there = {x.device: None for x in examples}
+    for number, x in enumerate(state):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"capture: state must hold Tensors, got {type(x).__name__} at place {number}")
+    there = {x.device: None for x in (*examples, *state)}
     if device is not None:
         there[Device(device)] = None
     if len(there) > 1:
@@ -169,7 +202,7 @@ def capture(
             f"capture: the tensors lie on {' and '.join(one.name for one in there)}; a function is captured on one "
             "device, so move them"
         )
-    return Captured(fn, examples, next(iter(there), get_default_device()), bool(borrow))
+    return Captured(fn, examples, next(iter(there), get_default_device()), bool(borrow), tuple(state))
 
 
 def _flattened(name: str, value: object, found: list[Tensor]) -> Any:

@@ -107,6 +107,11 @@ class Device:
         """The dtypes that tensors on this device can have."""
         return self.backend.dtypes
 
+    @property
+    def captures(self) -> bool:
+        """Whether ``capture`` makes graphs on this device; elsewhere a captured function is called as it is."""
+        return self.backend.records
+
     def supports(self, dtype: Dtype) -> bool:
         """Whether tensors of *dtype* can be made on this device."""
         return dtype in self.backend.dtypes

@@ -17,7 +17,9 @@ from ferrum_models.generation import (
     generate_ids,
     load_prompt_cache,
     save_prompt_cache,
+    step_obstacle,
     stream_generate,
+    use_captured_steps,
 )
 from ferrum_models.loading import load, random_model
 from ferrum_models.saving import convert, save_model
@@ -47,5 +49,7 @@ __all__ = [
     "remove_adapters",
     "save_model",
     "save_prompt_cache",
+    "step_obstacle",
     "stream_generate",
+    "use_captured_steps",
 ]

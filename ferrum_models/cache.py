@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +45,8 @@ class ModelCache:
         self.layers = tuple(layers)
         self.lengths = [0] * room.sequences
         self.reached = [0] * room.sequences
+        #: decode steps that were captured for this memory
+        self.steps: dict[Hashable, Any] = {}
         self._paged = room.kind == "paged"
         self._blocks: list[list[int]] = [[] for _ in range(room.sequences)]
         self._free = list(range(room.blocks - 1, -1, -1))
@@ -77,6 +79,58 @@ class ModelCache:
             blocks = tuple(map(tuple, self._blocks))
         starts = SequenceMeta.packed(tokens).cu_seqlens
         return Pass(SequenceMeta(starts, kv_lens=tuple(after)), blocks)
+
+    def grow(self, rows: Sequence[int]) -> tuple[list[int], bool]:
+        """Where one more token of each of *rows* is written, and whether a row has got a block for it.
+
+        The tokens count once :meth:`grown` says so.
+
+        Raises:
+            ValueError: for a sequence that would be too long, or no free block; nothing has changed then.
+        """
+        size, lengths = self.block_size, self.lengths
+        longest = max(lengths[row] for row in rows) + 1
+        if longest > self.room.capacity:
+            raise ValueError(
+                f"a sequence would have {longest} tokens, but the cache has room for {self.room.capacity}; make it "
+                "larger"
+            )
+        needy = [row for row in rows if lengths[row] == len(self._blocks[row]) * size] if self._paged else []
+        if len(needy) > len(self._free):
+            raise ValueError(
+                f"{len(needy)} more blocks of {size} tokens are needed, but {len(self._free)} of {self.room.blocks} "
+                "are free; end a sequence, or make the cache larger"
+            )
+        for row in needy:
+            self._blocks[row].append(self._free.pop())
+        tables = self.blocks_of(rows)
+        slots = [
+            table[lengths[row] // size] * size + lengths[row] % size for row, table in zip(rows, tables, strict=True)
+        ]
+        for row in rows:  # a step that is broken off may have written them
+            self.reached[row] = max(self.reached[row], lengths[row] + 1)
+        return slots, bool(needy)
+
+    def grown(self, rows: Sequence[int]) -> None:
+        """One more token of each of *rows* counts from now on."""
+        lengths = list(self.lengths)
+        for row in rows:
+            lengths[row] += 1
+        self.lengths = lengths
+
+    @property
+    def block_size(self) -> int:
+        """How many tokens of a sequence lie together: all of them where keys and values are not paged."""
+        return self.room.block_size if self._paged else self.room.capacity
+
+    @property
+    def slots(self) -> int:
+        """For how many tokens there is room."""
+        return self.block_size * (self.room.blocks if self._paged else self.room.sequences)
+
+    def blocks_of(self, rows: Sequence[int]) -> list[list[int]]:
+        """The blocks of some sequences."""
+        return [self._blocks[row] if self._paged else [row] for row in rows]
 
     def commit(self, made: Pass, states: dict[int, Any]) -> None:
         """The pass is done: its tokens and the states that it left count from now on."""

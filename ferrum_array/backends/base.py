@@ -77,6 +77,10 @@ class Recording(Protocol):
         """Whether it would be recorded by another one if it were replayed now, which it cannot be."""
         ...
 
+    def places(self, raws: Sequence[Raw]) -> list[int]:
+        """Where arrays lie."""
+        ...
+
     def replay(self, inputs: Sequence[Raw], copy: bool) -> list[Raw]:
         """The results for *inputs*: copies, or arrays that the next replay overwrites."""
         ...
@@ -91,6 +95,8 @@ class Backend(ABC):
     device_name: str
     #: whether parts of an array (``getitem``, ``reshape``) see what is written to it later; if not, arrays are values
     views: ClassVar[bool] = True
+    #: whether :meth:`record` records
+    records: ClassVar[bool] = False
     #: the class of the library's arrays
     array_type: type
     #: the dtypes that can be created on this device

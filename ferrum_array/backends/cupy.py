@@ -49,6 +49,7 @@ class CupyBackend(CupyFunctions, CupyLinalg):
     """CuPy's functions on the CUDA device *index*."""
 
     library = "CuPy"
+    records = True
     array_type = cp.ndarray
     dtypes = frozenset(Dtype.all())
 

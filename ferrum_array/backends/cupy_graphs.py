@@ -81,6 +81,10 @@ class Graph:
         """Whether the current stream is being captured: a graph is not launched into another one."""
         return bool(cp.cuda.get_current_stream().is_capturing())
 
+    def places(self, raws: Sequence[Raw]) -> list[int]:
+        """The addresses of arrays."""
+        return [raw.data.ptr for raw in raws]
+
     def replay(self, inputs: Sequence[Raw], copy: bool) -> list[Raw]:
         """Launch it on the current stream, after the launch before it on whatever stream that was."""
         stream = cp.cuda.get_current_stream()

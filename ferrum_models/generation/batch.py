@@ -7,9 +7,10 @@ from collections.abc import Collection, Sequence
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.causal import CausalLM
-from ferrum_models.generation.sampling import Chooser, Sampling
+from ferrum_models.generation.captured import Steps
+from ferrum_models.generation.sampling import Chooser, Sampling, token_logprobs
 from ferrum_models.generation.text import Prompt, TextRow, prompt_ids
-from ferrum_models.generation.tokens import Token, checked_prompt, token_logprobs
+from ferrum_models.generation.tokens import Token, checked_prompt
 from ferrum_models.layers import CacheKind
 from ferrum_models.progress import Progress, progressing
 from ferrum_models.tokenizing import Tokenizer
@@ -88,6 +89,7 @@ class Batch:
         self._cache = model.make_cache(
             len(prompts), min(max(lengths) + max_new_tokens, limit), dtype=kv_dtype, kind=kind
         )
+        self._steps = Steps(model, self._cache, self._chooser, max(self._rooms))
         #: the ids that each row has got
         self.ids: list[list[int]] = [[] for _ in prompts]
         #: the rows that go on
@@ -102,14 +104,10 @@ class Batch:
         rows = list(self.rows)
         if not rows:
             return {}
-        logits = self._model.logits(self._read(rows))
-        chosen = self._chooser.choose(logits, None if len(rows) == len(self.ids) else rows)
-        ids: list[int] = chosen.tolist()
+        ids, logprobs = self._next(rows)
         if min(ids) < 0:
             row = rows[ids.index(min(ids))]
             raise ValueError(f"row {row}: no token can be chosen: the rules leave none, or the logits have NaN")
-        places = fa.arange(len(rows), device=logits.device)
-        logprobs: list[float] = token_logprobs(logits)[places, chosen].tolist()
         found: dict[int, Token] = {}
         for row, one, logprob in zip(rows, ids, logprobs, strict=True):
             self.ids[row].append(one)
@@ -124,6 +122,18 @@ class Batch:
         """No more tokens for *row*."""
         if row in self.rows:
             self.rows.remove(row)
+
+    def _next(self, rows: list[int]) -> tuple[list[int], list[float]]:
+        """The next token of each of *rows*, -1 where none can be chosen, and the logarithms of their probabilities."""
+        made = None
+        if all(len(self._left[row]) == 1 for row in rows):
+            made = self._steps.advance(rows, [self._left[row][0] for row in rows])
+        if made is not None and made.inside:
+            return made.read()
+        logits = self._model.logits(self._read(rows)) if made is None else made.logits
+        chosen = self._chooser.choose(logits, None if len(rows) == len(self.ids) else rows)
+        places = fa.arange(len(rows), device=logits.device)
+        return chosen.tolist(), token_logprobs(logits)[places, chosen].tolist()
 
     def _read(self, rows: Sequence[int]) -> Tensor:
         """Read what *rows* have left: the vectors [rows, hidden] of their last tokens."""

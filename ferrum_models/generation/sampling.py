@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,10 @@ from ferrum_array import Tensor
 from ferrum_models.config import Settings
 from ferrum_ops import process_logits, sample, token_counts
 
-__all__ = ["Chooser", "Sampling"]
+__all__ = ["Chooser", "Sampling", "token_logprobs"]
+
+#: so many random numbers of a sequence are made at once
+_AHEAD = 64
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Chooser:
         self._sampling = sampling
         # a stream of numbers for each, so that none depends on its neighbours
         self._random = [fa.random.default_rng(one) for one in seeds or [sampling.seed] * len(prompts)]
+        self._ahead: list[list[float]] = [[] for _ in self._random]
         self._device = device
         self._rules: dict[str, Any] = {}
         if sampling.logit_bias:
@@ -162,6 +166,35 @@ class Chooser:
         """The next *count* numbers from 0 to below 1 of a sequence."""
         return self._random[row].uniform((count,), dtype=fa.float32, device=self._device)
 
+    def numbers(self, rows: Sequence[int]) -> list[float]:
+        """The next number from 0 to below 1 of each of *rows*."""
+        found = []
+        for row in rows:
+            if not self._ahead[row]:
+                self._ahead[row] = self._random[row].uniform((_AHEAD,), dtype=fa.float32, device="cpu").tolist()[::-1]
+            found.append(self._ahead[row].pop())
+        return found
+
+    @property
+    def chance(self) -> bool:
+        """Whether tokens are drawn."""
+        return not self._sampling.greedy
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the rules are the same at each step, as they are where penalties play no part."""
+        return not self._sampling.penalised
+
+    @property
+    def key(self) -> Hashable:
+        """What tells these rules from others, but for the seed."""
+        s = self._sampling
+        return (s.temperature, s.top_k, s.top_p, s.min_p, tuple(sorted((s.logit_bias or {}).items())))
+
+    def replayed(self, logits: Tensor, u: Tensor) -> Tensor:
+        """A token for each row of logits [B, V] by numbers *u* [B] from :meth:`numbers`, where rules are replayable."""
+        return sample(self.processed(logits), u if self.chance else None)
+
     def choose(self, logits: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """A token for each row of logits [B, V]: ids [B]; *rows* says which sequences they belong to, if not all.
 
@@ -171,12 +204,19 @@ class Chooser:
         chance: Tensor | None = None
         numbers = range(logits.shape[0]) if rows is None else rows
         if not self._sampling.greedy:
-            chance = fa.concat([self.uniforms(1, row) for row in numbers])
+            chance = fa.asarray(self.numbers(numbers), dtype=fa.float32, device=self._device)
         ids = sample(self.processed(logits, rows), chance)
         if self._counts is not None:
             places = fa.asarray(list(numbers), dtype=fa.int64, device=self._device)
             self._counts[places, ids] = self._counts[places, ids] + 1
         return ids
+
+
+def token_logprobs(logits: Tensor) -> Tensor:
+    """The logarithms of the probabilities of all tokens."""
+    top = fa.max(logits, axis=-1, keepdims=True)
+    shifted = logits - top
+    return shifted - fa.log(fa.sum(fa.exp(shifted), axis=-1, keepdims=True))
 
 
 def _biases(given: Mapping[int, float], vocabulary: int, device: fa.Device) -> Tensor:

@@ -10,8 +10,9 @@ import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
+from ferrum_models.generation.captured import Steps
 from ferrum_models.generation.prompt_cache import PromptCache
-from ferrum_models.generation.sampling import Chooser, Sampling
+from ferrum_models.generation.sampling import Chooser, Sampling, token_logprobs
 from ferrum_models.layers import RecurrentState
 from ferrum_ops import sample, spec_verify
 
@@ -225,29 +226,38 @@ def _plain(
 ) -> Iterator[Token]:
     if room < 1:
         return
-    logits = prefill(model, prompt, cache)
-    for number in range(room):
-        ids = chooser.choose(logits)
-        chosen = _read(ids)
-        last = chosen in stops or number == room - 1
-        yield Token(chosen, float(token_logprobs(logits)[0, chosen]), last=last)
+    steps = Steps(model, cache, chooser, room)
+    chosen, logprob = _choose(chooser, prefill(model, prompt, cache))
+    for number in range(1, room + 1):
+        last = chosen in stops or number == room
+        yield Token(chosen, logprob, last=last)
         if last:
             return
-        logits = model.logits(model.forward(ids, [1], cache))
+        made = steps.advance([0], [chosen])
+        if made is None:
+            fed = fa.asarray([chosen], dtype=fa.int64, device=model.device)
+            chosen, logprob = _choose(chooser, model.logits(model.forward(fed, [1], cache)))
+        elif made.inside:
+            (found,), (logprob,) = made.read()
+            chosen = _known(found)
+        else:
+            chosen, logprob = _choose(chooser, made.logits)
+
+
+def _choose(chooser: Chooser, logits: Tensor) -> tuple[int, float]:
+    """The token that is chosen after logits [1, V], and the logarithm of its probability."""
+    chosen = _read(chooser.choose(logits))
+    return chosen, float(token_logprobs(logits)[0, chosen])
 
 
 def _read(ids: Tensor, place: int = 0) -> int:
-    chosen = int(ids[place])
+    return _known(int(ids[place]))
+
+
+def _known(chosen: int) -> int:
     if chosen < 0:
         raise ValueError("no token can be chosen: the rules leave none, or the logits have NaN")
     return chosen
-
-
-def token_logprobs(logits: Tensor) -> Tensor:
-    """The logarithms of the probabilities of all tokens."""
-    top = fa.max(logits, axis=-1, keepdims=True)
-    shifted = logits - top
-    return shifted - fa.log(fa.sum(fa.exp(shifted), axis=-1, keepdims=True))
 
 
 def _speculative(

@@ -43,7 +43,7 @@ class Rotary:
     def tables(self, positions: tuple[int, ...], device: Device, length: int | None = None) -> Tables:
         """Cosines and sines, [T, dim / 2] in float32, of *positions*; *length* as in ``rope_table``."""
         last = max(positions, default=0)
-        if self.scaling is not None and self.scaling.by_length:
+        if self.by_length:
             longest = last + 1 if length is None else length
             return rope_table(positions, self.dim, self.theta, self.scaling, length=longest, device=device)
         known = self._known.get(device)
@@ -58,13 +58,28 @@ class Rotary:
         rows = fa.asarray(positions, dtype=fa.int64, device=device)
         return fa.take(known[0], rows, axis=0), fa.take(known[1], rows, axis=0)
 
+    @property
+    def by_length(self) -> bool:
+        """Whether angles depend on how long a sequence is."""
+        return self.scaling is not None and self.scaling.by_length
+
+    def table(self, length: int, device: Device) -> Tables:
+        """Cosines and sines, [length, dim / 2], of all positions below *length*.
+
+        Raises:
+            ValueError: if they depend on how long a sequence is.
+        """
+        if self.by_length:
+            raise ValueError("there is no table for all sequences: the angles depend on how long one is")
+        return self.tables(tuple(range(length)), device)
+
     def packed(self, meta: SequenceMeta, device: Device, whole: Sequence[int]) -> Tables:
         """Cosines and sines of the tokens of packed sequences.
 
         Where they depend on the length, the tokens of a sequence before ``whole[s]`` turn as in one of that length, and
         each later one as in a sequence that it ends.
         """
-        if self.scaling is None or not self.scaling.by_length:
+        if not self.by_length:
             return self.tables(meta.token_positions, device)
         parts = []
         for (start, stop), length in zip(pairwise(meta.cu_seqlens), whole, strict=True):

@@ -1,0 +1,251 @@
+"""Decode steps that are captured: one new token for each sequence, replayed as a whole where the storage can.
+
+What changes from step to step goes to the device in one small tensor: places, lengths, slots and random numbers. The
+captured work reads them there, so that the host does nothing in a step but launch it, and read the tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import ferrum_array as fa
+from ferrum_array import Captured, CaptureError, Device, Tensor
+from ferrum_models.cache import ModelCache
+from ferrum_models.causal import CausalLM
+from ferrum_models.generation.sampling import Chooser, token_logprobs
+from ferrum_models.layers import RecurrentState, Room, Step
+from ferrum_ops import KVCache, SequenceMeta, embedding
+from ferrum_ops.placing import place
+
+__all__ = ["Steps", "step_obstacle", "use_captured_steps"]
+
+#: a step is captured where so many follow: before, it runs twice for real
+_WORTH = 8
+#: whole numbers of this many parts stand for the random numbers, which are multiples of it
+_PARTS = float(1 << 24)
+
+_wanted: ContextVar[bool | None] = ContextVar("ferrum_captured_steps", default=None)
+#: why the steps of a model could not be captured, or the choice of tokens in them
+_refused: WeakKeyDictionary[CausalLM, dict[str, str]] = WeakKeyDictionary()
+
+
+@contextmanager
+def use_captured_steps(use: bool | None) -> Iterator[None]:
+    """Inside the ``with`` block, in this thread or task, text that is begun uses captured decode steps or not.
+
+    Args:
+        use: None, which is how it is without this: where they can be. True: where they cannot, that is an error. False:
+            nowhere.
+
+    Examples:
+        >>> from ferrum_models import generate_ids, random_model, use_captured_steps
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+        >>> model = random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2})
+        >>> with use_captured_steps(False):
+        ...     plain = list(generate_ids(model, [1, 2, 3], max_new_tokens=9))
+        >>> plain == list(generate_ids(model, [1, 2, 3], max_new_tokens=9))
+        True
+    """
+    token = _wanted.set(use)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def step_obstacle(model: CausalLM, cache: ModelCache | None = None) -> str | None:
+    """Why decode steps of *model* with *cache* are not captured, or None if they are, as far as is known.
+
+    What a model's layers do is known once it was tried: after a text of some tokens was generated. Without a *cache*
+    one of the longest sequence that the model has positions for is meant.
+
+    Examples:
+        >>> from ferrum_models import random_model, step_obstacle
+        >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+        >>> step_obstacle(random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2}))
+        'cpu has no graphs to capture'
+    """
+    if not model.device.captures:
+        return f"{model.device} has no graphs to capture"
+    for kind, rotary in model.config.rotary.items():
+        if rotary.by_length:
+            return f"the rotation of {kind} depends on the length of a sequence, which is known on the host alone"
+    kept = _kinds(model) if cache is None else cache.layers
+    for number, one in enumerate(kept):
+        if isinstance(one, RecurrentState):
+            return f"layer {number} is recurrent, and its state is made anew at each step"
+        if one.spec.layout == "ring":
+            return f"layer {number} keeps a ring, whose slots are planned on the host"
+    return _refused.get(model, {}).get("step")
+
+
+def _kinds(model: CausalLM) -> list[KVCache | RecurrentState]:
+    room = Room(1, 1, Device("cpu"), fa.float32, "contiguous", 1, 1, 1)
+    return [one.mixer.new_cache(room) for one in model.model.layers]
+
+
+class Steps:
+    """The decode steps of the sequences of a cache, captured by batch: 1, 2, 4, 8, ... sequences.
+
+    Attributes:
+        obstacle: why they are not captured, or None.
+        inside: whether tokens are chosen in the captured step; otherwise it ends with the logits.
+    """
+
+    def __init__(self, model: CausalLM, cache: ModelCache, chooser: Chooser, tokens: int) -> None:
+        """For about so many *tokens* of the longest sequence.
+
+        Raises:
+            CaptureError: where captured steps are demanded, but cannot be.
+        """
+        self._model, self._cache, self._chooser = model, cache, chooser
+        use = _wanted.get()
+        if use is False:
+            self.obstacle: str | None = "captured steps are switched off"
+        elif use is None and tokens < _WORTH:
+            self.obstacle = f"fewer than {_WORTH} tokens are wanted, which is sooner done"
+        else:
+            self.obstacle = step_obstacle(model, cache)
+        if use and self.obstacle:
+            raise CaptureError(f"decode steps of this model cannot be captured: {self.obstacle}")
+        self._must = use is True
+        self.inside = chooser.replayable and "choice" not in _refused.get(model, {})
+
+    def advance(self, rows: Sequence[int], tokens: Sequence[int]) -> _Made | None:
+        """The logits after one token more of each of *rows*, and what was chosen after them.
+
+        None where steps cannot be captured; nothing has happened then.
+
+        Raises:
+            ValueError: for a sequence that would be too long for the cache or the model, and no free block.
+        """
+        if self.obstacle is not None:
+            return None
+        step = self._step(len(rows))
+        if step is None:
+            return None
+        cache = self._cache
+        slots, changed = cache.grow(rows)
+        size, blanks = step.size, step.size - len(rows)
+        held = [cache.lengths[row] for row in rows]
+        nowhere = [cache.slots] * blanks
+        numbers = [
+            *tokens,
+            *[0] * blanks,
+            *held,
+            *[0] * blanks,
+            *(n + 1 for n in held),
+            *[0] * blanks,
+            *slots,
+            *nowhere,
+        ]
+        if self.inside and self._chooser.chance:
+            numbers += [*(int(u * _PARTS) for u in self._chooser.numbers(rows)), *[0] * blanks]
+        else:
+            numbers += [0] * size
+        device = self._model.device
+        tables = step.tables(cache, rows, changed)
+        made = step.run(fa.asarray(numbers, dtype=fa.int32, device=device).reshape(5, size), tables)
+        cache.grown(rows)
+        return _Made(made, len(rows), self.inside)
+
+    def _step(self, rows: int) -> _Recorded | None:
+        """The captured step for so many sequences, or None where it turns out that it cannot be captured."""
+        size = 1 << max(0, rows - 1).bit_length()
+        key = (id(self._model), size, self._chooser.key if self.inside else None)
+        found: _Recorded | None = self._cache.steps.get(key)
+        if found is not None and not found.moved():
+            return found
+        known = _refused.setdefault(self._model, {})
+        try:
+            found = _Recorded(self._model, self._cache, size, self._chooser if self.inside else None)
+        except CaptureError as error:
+            if self.inside:  # the rules of choice may be what cannot be captured
+                self.inside = False
+                found = self._step(rows)
+                if found is not None:
+                    known["choice"] = str(error)
+                return found
+            known["step"] = self.obstacle = str(error)
+            if self._must:
+                raise
+            return None
+        self._cache.steps[key] = found
+        return found
+
+
+class _Made(NamedTuple):
+    """What a step gave."""
+
+    results: Any
+    rows: int
+    inside: bool
+
+    @property
+    def logits(self) -> Tensor:
+        """[rows, V]; where tokens are chosen outside."""
+        logits: Tensor = self.results
+        return logits[: self.rows]
+
+    def read(self) -> tuple[list[int], list[float]]:
+        """The tokens that were chosen, -1 where none can be, and the logarithms of their probabilities."""
+        ids, logprobs = self.results.tolist()
+        return [int(one) for one in ids[: self.rows]], logprobs[: self.rows]
+
+
+class _Recorded:
+    """A captured step of so many sequences."""
+
+    def __init__(self, model: CausalLM, cache: ModelCache, size: int, chooser: Chooser | None) -> None:
+        self.size = size
+        room, device = cache.room, model.device
+        layers = tuple(kept for kept in cache.layers if isinstance(kept, KVCache))
+        spec = layers[0].spec
+        width = -(-room.capacity // spec.block_size)
+        bound = min(room.capacity, model.config.max_position_embeddings)
+        tables = {kind: rotary.table(bound, device) for kind, rotary in model.config.rotary.items()}
+        starts = fa.arange(size + 1, dtype=fa.int32, device=device)
+
+        def decode_step(numbers: Tensor, blocks: Tensor) -> Tensor:
+            ids, places, keys, slots, draws = (numbers[row] for row in range(5))
+            # bounds for the host; what counts lies on the device
+            host = tuple(number % spec.blocks for number in range(width))
+            meta = SequenceMeta(
+                tuple(range(size + 1)),
+                kv_lens=(bound,) * size,
+                block_tables=(host,) * size,
+                slots=tuple(range(size)),
+            )
+            place(spec, meta, starts=starts, keys=keys, tables=blocks, slots=slots.astype(fa.int64))
+            turns = {kind: (embedding(cos, places), embedding(sin, places)) for kind, (cos, sin) in tables.items()}
+            logits = model.logits(model.model(ids, Step(meta, turns, layers)))
+            if chooser is None:
+                return logits
+            chosen = chooser.replayed(logits, draws.astype(fa.float32) * (1.0 / _PARTS))
+            numbered = fa.arange(logits.shape[-1], device=device) == fa.expand_dims(chosen, axis=-1)
+            logprobs = fa.sum(fa.where(numbered, token_logprobs(logits), 0.0), axis=-1)
+            return fa.stack([chosen.astype(logprobs.dtype), logprobs])
+
+        self._blocks = fa.zeros((size, width), dtype=fa.int32, device=device)
+        self._rows: list[int] = []
+        numbers = fa.asarray([[0] * size] * 3 + [[cache.slots] * size] + [[0] * size], dtype=fa.int32, device=device)
+        state = [one for kept in layers for one in (kept.k, kept.v, kept.k_scale, kept.v_scale) if one is not None]
+        self.run: Captured[Tensor] = fa.capture(decode_step, numbers, self._blocks, state=state)
+
+    def moved(self) -> bool:
+        """Whether the cache no longer lies where it lay."""
+        return self.run.moved
+
+    def tables(self, cache: ModelCache, rows: Sequence[int], changed: bool) -> Tensor:
+        """The blocks of *rows*, [size, width], copied to the device when they are others than before."""
+        if changed or list(rows) != self._rows:
+            size, width = self._blocks.shape
+            lists = [[*own, *[0] * (width - len(own))] for own in cache.blocks_of(rows)]
+            lists += [[0] * width] * (size - len(lists))
+            self._blocks = fa.asarray(lists, dtype=fa.int32, device=self._blocks.device).reshape(size, width)
+            self._rows = list(rows)
+        return self._blocks
