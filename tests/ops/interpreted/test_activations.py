@@ -15,6 +15,7 @@ from ferrum_ops import ActivationKind
 from ferrum_ops.kernels.cuda import activations
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import HALVES, LIES, Lie, lying, poison
+from tests.ops.interpreted.hopper import compiled
 from tests.ops.oracle import check
 from tests.ops.test_activation import EXACT, LIMITS, exact_gate
 
@@ -171,3 +172,36 @@ def test_a_cap_where_two_forms_of_tanh_meet() -> None:
             got = wide(activations.softcap(x * cap, cap))
             want = cap * np.tanh(wide(x * cap) / cap)
             assert (np.abs(got / want - 1.0) < most).all()
+
+
+def test_code_for_hopper_moves_16_bytes_at_a_time() -> None:
+    found = compiled("""
+        from ferrum_ops.kernels.cuda import activations as a
+        for dtype in (fa.bfloat16, fa.float32):
+            x, h = fa.ones((2, 4096), dtype=dtype), fa.ones((2, 1536), dtype=dtype)
+            for kind in ("gelu", "softplus"):
+                a.activation(x, kind)
+            a.gated_activation(h[:, :768], h[:, 768:], "silu", 7.0, 1.702, 1.0)
+            a.sigmoid_gate(x, x, x)
+            a.softcap(x, 30.0)
+    """)
+    assert len(found) == 10
+    for made in found:
+        assert made.shared == 0
+        assert not made.local
+        assert made.wide == made.moves, made
+
+
+def test_operands_that_lie_each_in_its_way() -> None:
+    shape = (3, 40)
+    (x, x64), (gate, gate64), (added, added64) = (
+        lying(i, shape, fa.float32, lie) for i, lie in enumerate(("whole", "columns", "gaps"))
+    )
+    check(activations.gated_activation(x, gate, "relu", None, 1.0, 0.0), np.maximum(x64, 0) * gate64, fa.float32)
+    check(activations.gated_activation(gate, x, "relu", None, 1.0, 0.0), np.maximum(gate64, 0) * x64, fa.float32)
+    for a, b, c in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        (one, two, three), (one64, two64, three64) = (
+            [group[i] for i in (a, b, c)] for group in ((x, gate, added), (x64, gate64, added64))
+        )
+        got = activations.sigmoid_gate(one, two, three)
+        check(got, one64 * special.expit(two64) + three64, fa.float32, 2e-6)

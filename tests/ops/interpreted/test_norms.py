@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ferrum_array as fa
 from ferrum_ops.kernels.cuda import norms
 from tests.array.oracle import to_dtype, wide
 from tests.ops.interpreted.drawn import HALVES, LIES, Lie, lying, poison
+from tests.ops.interpreted.hopper import compiled
 from tests.ops.oracle import check
 from tests.ops.test_norm import exact_norm, exact_rms
 
@@ -32,6 +33,10 @@ ROWS = st.lists(st.integers(0, 5), max_size=2).map(tuple)
     lies=st.tuples(*(st.sampled_from(LIES) for _ in range(3))),
     longest=st.sampled_from([norms.LONGEST, 16, 256]),
 )
+@example(1, (3,), 5, {"w", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("whole", "columns", "turned"), 16)
+@example(1, (3,), 50, {"residual", "gate"}, 1e-5, (fa.float32,) * 4, ("turned", "gaps", "columns"), 16)
+@example(1, (3,), 50, {"w", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("columns", "turned", "whole"), 16)
+@example(1, (3,), 50, {"w", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("whole", "columns", "whole"), 256)
 def test_rms_as_the_oracle_says(
     seed: int,
     rows: tuple[int, ...],
@@ -95,6 +100,8 @@ def test_l2_as_the_oracle_says(
     lies=st.tuples(*(st.sampled_from(LIES) for _ in range(3))),
     longest=st.sampled_from([norms.LONGEST, 16, 256]),
 )
+@example(1, (3,), 50, {"w", "residual"}, (fa.float32,) * 4, ("whole", "columns", "turned"), 16)
+@example(1, (3,), 50, {"b", "residual"}, (fa.float32,) * 4, ("columns", "whole", "turned"), 256)
 def test_layer_norm_as_the_oracle_says(
     seed: int,
     rows: tuple[int, ...],
@@ -169,3 +176,19 @@ def test_blocks_and_rows_do_not_change_a_row() -> None:
     together = norms.l2_norm(x, 1e-5)
     for i, j in itertools.pairwise((0, 1, 7, 16, 20)):
         assert fa.all(together[i:j] == norms.l2_norm(x[i:j], 1e-5))
+
+
+def test_code_for_hopper_moves_16_bytes_at_a_time() -> None:
+    found = compiled("""
+        from ferrum_ops.kernels.cuda import norms
+        for dtype, sizes in ((fa.bfloat16, (128, 4096, norms.LONGEST, 40960)), (fa.float32, (2880,))):
+            for size in sizes:
+                x, w = fa.ones((2, size), dtype=dtype), fa.ones(size, dtype=dtype)
+                norms.rms_norm(x, w, 1e-5, 1.0, x, x)
+                norms.layer_norm(x, w, w, 1e-5, x)
+    """)
+    assert len(found) == 10
+    for made in found:
+        assert made.shared <= 4096
+        assert not made.local
+        assert made.moves - made.wide <= 2, made  # weights, which many short rows share

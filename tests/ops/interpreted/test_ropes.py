@@ -13,6 +13,7 @@ from ferrum_ops.kernels.cuda import ropes
 from ferrum_ops.kv_cache import quantised
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import HALVES, LIES, Lie, lying, poison
+from tests.ops.interpreted.hopper import compiled
 from tests.ops.oracle import Array, check
 from tests.ops.test_norm import exact_rms
 from tests.ops.test_rope import exact_rope
@@ -224,3 +225,23 @@ def test_table_that_goes_round() -> None:
     got = ropes.rope(x, cos, sin, 4, False)
     check(got, exact_rope(x64, wide(cos)[None], wide(sin)[None], 4, False), fa.float32)
     assert fa.all(got[1] == ropes.rope(x[1], cos, sin, 4, False))
+
+
+def test_code_for_hopper_moves_16_bytes_at_a_time() -> None:
+    found = compiled("""
+        from ferrum_ops import KVCache, KVSpec, SequenceMeta, rope_table
+        from ferrum_ops.kernels.cuda import ropes
+        for tokens, dim in ((1, 128), (300, 128), (300, 64)):
+            q, k = (fa.ones((tokens, heads, dim), dtype=fa.bfloat16) for heads in (32, 8))
+            w, turns = fa.ones(dim, dtype=fa.bfloat16), rope_table(range(tokens), dim, 1e4)
+            for pairs in (False, True):
+                ropes.qk_norm_rope(q, k, w, w, *turns, 1e-6, 0.0, dim, pairs)
+            for held in (fa.bfloat16, fa.int8):
+                cache, meta = KVCache.empty(KVSpec(8, dim, 1, tokens, dtype=held)), SequenceMeta.packed([tokens])
+                ropes.rope_append(cache, q, k, k, *turns, meta, None, None, None, dim, False)
+    """)
+    assert len(found) == 12
+    for made in found:
+        assert made.shared <= 8192
+        assert not made.local
+        assert made.wide >= made.moves // 4, made  # the others are slots, scales, tables and weights

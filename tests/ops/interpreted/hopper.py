@@ -1,0 +1,72 @@
+"""What the compiler makes, for a Hopper GPU, of the kernels that a program launches; no GPU is needed.
+
+A process of its own runs rows on NumPy storage; where they launch a kernel, it is compiled instead.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+_ROOT = Path(__file__).resolve().parents[3]
+
+_PRELUDE = """
+import json, re
+import ferrum_array as fa
+from ferrum_array import Tensor
+from ferrum_ops.kernels.cuda import launch
+
+def compile_instead(self, grid, *arguments, warps=4, stages=3, **constants):
+    kinds = []
+    for place, argument in enumerate(arguments):
+        if isinstance(argument, Tensor):
+            kinds.append(argument.dtype)
+        elif isinstance(argument, int):
+            kinds.append(("i32",) if argument % 16 == 0 and place in self._watched else "i32")
+        else:
+            kinds.append("fp32" if isinstance(argument, float) else None)
+    made = self.compiled(90, warps, stages, kinds, constants)
+    ptx = made.asm["ptx"]
+    print(json.dumps({
+        "name": self.name,
+        "shared": made.metadata.shared,
+        "moves": len(re.findall(r"(?:ld|st)[.]global", ptx)),
+        "wide": len(re.findall(r"(?:ld|st)[.]global[^;]*[.]v4[.]b32", ptx)),
+        "local": ".local" in ptx,
+    }))
+
+launch.Kernel.__call__ = compile_instead
+launch.empty = lambda shape, like, dtype=None: fa.empty(shape, dtype=dtype or like.dtype, device=like.device)
+"""
+
+
+@dataclass(frozen=True)
+class Made:
+    """The code of one launch.
+
+    Attributes:
+        name: of the kernel.
+        shared: bytes of shared memory.
+        moves: how many loads and stores of the GPU's memory it has.
+        wide: how many of them move 16 bytes.
+        local: whether it keeps numbers in memory for lack of registers.
+    """
+
+    name: str
+    shared: int
+    moves: int
+    wide: int
+    local: bool
+
+
+def compiled(program: str) -> list[Made]:
+    """The code of every launch of a program, which may use ``fa``; the package of kernels is not yet imported."""
+    environment = {"PATH": "", "TRITON_INTERPRET": "0", "PYTHONPATH": str(_ROOT), "HOME": str(Path.home())}
+    code = _PRELUDE + textwrap.dedent(program)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert run.returncode == 0, run.stderr
+    return [Made(**json.loads(line)) for line in run.stdout.splitlines()]
