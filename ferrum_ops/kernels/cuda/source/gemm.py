@@ -292,13 +292,15 @@ def rounded(x, out, scales, groups, size, x_step, BLOCK: tl.constexpr):
     at = x + row * x_step + group * size
     to = out + (row * groups + group) * size
     most = tl.zeros([BLOCK], tl.float32)
+    infinite = tl.zeros([BLOCK], tl.int32)
     for start in range(0, size, BLOCK):
         k = start + tl.arange(0, BLOCK)
         y = tl.abs(tl.load(at + k, mask=k < size, other=0.0).to(tl.float32))
-        # a maximum would pass over NaN
-        most = tl.where((y > most) | (y != y), y, most)
-    bad = tl.max(tl.where(most < float("inf"), 0, 1), axis=0) > 0
-    most = tl.max(tl.where(most < float("inf"), most, 0.0), axis=0)
+        finite = y < float("inf")
+        most = tl.where(finite, tl.maximum(most, y), most)
+        infinite = tl.where(finite, infinite, 1)
+    bad = tl.max(infinite, axis=0) > 0
+    most = tl.max(most, axis=0)
     scale = tl.maximum(tl.div_rn(most, 127.0), 1.1754943508222875e-38)
     tl.store(scales + row * groups + group, tl.where(bad, float("nan"), scale))
     factor = tl.div_rn(1.0, scale)
