@@ -60,7 +60,9 @@ def test_launches_go_to_the_current_stream() -> None:
 def test_threads_do_not_share_arguments() -> None:
     """A buffer of arguments that two threads wrote into would give one of them the other's factor."""
     x = fa.ones((256,), device="cuda:0")
-    _scaled(x, None, 1.0)
+    for _ in range(9):  # memory for all of them, so that the first call of a thread to CUDA is a launch
+        kept = [_scaled(x, None, 1.0) for _ in range(32)]
+    del kept
     wrong: list[float] = []
 
     def work(factor: float) -> None:

@@ -15,7 +15,7 @@ import importlib.util
 import struct
 from dataclasses import dataclass, field
 from functools import cache
-from threading import Lock
+from threading import Lock, local
 from typing import Any, Final, final
 
 import triton
@@ -28,7 +28,7 @@ from ferrum_array.backends.host import raw_dtype
 from ferrum_array.spec import spec_of
 from ferrum_array.tensor import wrap
 
-__all__ = ["INTERPRETED", "Kernel", "empty", "power_of_two", "processors"]
+__all__ = ["INTERPRETED", "Kernel", "capability", "empty", "power_of_two", "processors"]
 
 #: whether kernels run in Triton's interpreter
 INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
@@ -62,12 +62,37 @@ def processors(device: Device) -> int:
     return 1 if INTERPRETED else int(cupy.cuda.Device(device.index).attributes["MultiProcessorCount"])
 
 
+@cache
+def capability(device: Device) -> int:
+    """The compute capability of the device, such as 90 for Hopper; 0 in the interpreter."""
+    return 0 if INTERPRETED else int(cupy.cuda.Device(device.index).compute_capability)
+
+
+class _Thread(local):
+    """What a thread has done: the driver needs a context, which the runtime makes with the device that is set."""
+
+    ready = False
+
+
+_thread = _Thread()
+
+
+@cache
+def _only() -> bool:
+    return int(runtime.getDeviceCount()) == 1
+
+
+def _elsewhere(device: int | str) -> bool:
+    """Whether another device than this one is current."""
+    return not _only() and runtime.getDevice() != device
+
+
 def empty(shape: tuple[int, ...], like: Tensor, dtype: Dtype | None = None) -> Tensor:
     """A tensor on the device of *like*, of its dtype unless *dtype* is given, with nothing written into it."""
     spec = like._spec if dtype is None else spec_of(dtype, like._spec.device)
     if INTERPRETED:
         return fa.empty(shape, dtype=spec.dtype, device=spec.device)
-    if runtime.getDevice() != spec.device.index:
+    if _elsewhere(spec.device.index):
         with cupy.cuda.Device(spec.device.index):
             return wrap(cupy.ndarray(shape, raw_dtype(spec.dtype)), spec)
     return wrap(cupy.ndarray(shape, raw_dtype(spec.dtype)), spec)
@@ -162,7 +187,10 @@ class Kernel:
             else:
                 raise TypeError(f"{self.name}: argument {self._names[len(kinds)]!r} is {argument!r}")
         key = (device, warps, stages, *kinds, *constants.values())
-        if runtime.getDevice() != device:
+        if not _thread.ready:
+            runtime.setDevice(runtime.getDevice())
+            _thread.ready = True
+        if _elsewhere(device):
             with cupy.cuda.Device(device):
                 self._launch(grid, key, kinds, values, constants)
         else:
