@@ -123,8 +123,8 @@ _READ = ("quant:int4", "quant:int8", "quant:mxfp4", "zeros", *_PLAIN)
 _HALVES = frozenset(((_F16,), (_BF16,)))
 
 register(
-    _row("linear", "gemm:few_dense", *_PLAIN, dtypes=_HALVES, name="linear_few", when="gemm:few_dense_refuses"),
     _row("linear", "cublas:linear", *_PLAIN, name="linear_cublaslt", when="cublas:refuses", missing=nvmath_is_missing),
+    _row("linear", "gemm:few_dense", *_PLAIN, dtypes=_HALVES, name="linear_few", when="gemm:few_dense_refuses"),
     _row(
         "linear",
         "gemm:few_quantised",

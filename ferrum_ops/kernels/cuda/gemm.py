@@ -62,7 +62,13 @@ def _high(given: int) -> int:
 @cache
 def dense_shape(given: int, columns: int, size: int) -> Shape:
     """How the kernel cuts products of so many rows with dense weights [columns, size]."""
-    return Shape(16 if columns > 2048 else 8, 8, 4 if given <= 8 else 2)
+    large = columns >= 8192
+    if given <= 16:
+        warps = 4 if large else 16 if size >= 8192 or columns <= 2048 else 8
+        return Shape(8 if columns <= 2048 and given <= 8 else 16, warps, 4 if columns <= 2048 and given > 8 else 2)
+    if columns <= 2048:
+        return Shape(16, 8, 2)
+    return Shape(64 if large and given > 32 else 32, 4 if large else 8, 1)
 
 
 def few_dense_refuses(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) -> str | None:

@@ -307,8 +307,11 @@ def rounded(x, out, scales, groups, size, x_step, BLOCK: tl.constexpr):
     for start in range(0, size, BLOCK):
         k = start + tl.arange(0, BLOCK)
         y = tl.load(at + k, mask=k < size, other=0.0).to(tl.float32)
-        # the sum with 1.5 * 2**23 is an integer, half to even
-        y = (tl.where(bad, 0.0, y) * factor + 12582912.0) - 12582912.0
+        y = tl.where(bad, 0.0, y) * factor
+        # to the nearest, half to even, by comparisons: the compiler would join a sum with the product before it
+        below = tl.floor(y)
+        odd = (below.to(tl.int32) & 1) == 1
+        y = below + tl.where((y > below + 0.5) | ((y == below + 0.5) & odd), 1.0, 0.0)
         tl.store(to + k, y.to(out.dtype.element_ty), mask=k < size)
 
 
