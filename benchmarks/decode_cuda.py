@@ -1,13 +1,14 @@
 """Whole models on one CUDA device, beside transformers compiled: tokens a second, and shares of the bound.
 
     python -m benchmarks.decode_cuda [--model 8b 30b] [--weights bf16 int4] [--batch 1 8 32] [--context 1024 8192]
-                                     [--no-peer] [--no-prefill] [--json FILE]
+                                     [--plain] [--no-peer] [--no-prefill] [--json FILE]
 
 The models have the shapes of Qwen3-8B and of Qwen3-30B-A3B. Weights are drawn on the device, in bfloat16; transformers
 works on the same memory, and int4 is made of them. Decoding reads one token of each sequence at a time, chooses the
-likeliest and reads that back, as generation does. What sequences hold before is simulated: their caches are filled with
-random keys and values. transformers has a static cache, of the room that ours has, and a step that ``torch.compile``
-makes with ``mode="reduce-overhead"``; it has no weights of 4 bits here, so ours of 4 bits stand beside its of 16.
+likeliest and reads that back, as generation does, in steps that are captured. What sequences hold before is simulated:
+their caches are filled with random keys and values. transformers has a static cache, of the room that ours has, and a
+step that ``torch.compile`` makes with ``mode="reduce-overhead"``; it has no weights of 4 bits here, so ours of 4 bits
+stand beside its of 16.
 
 The bound of a step is the time in which the bandwidth that a copy has, measured first, moves the weights that the step
 needs and the keys and values that are held; of a mixture, the experts that tokens with experts at random meet on
@@ -42,9 +43,11 @@ from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
 from ferrum_models.families import family
+from ferrum_models.generation.captured import Steps, use_captured_steps
+from ferrum_models.generation.sampling import Chooser, Sampling
 from ferrum_models.layers import Parameter
 from ferrum_models.weights import RandomWeights
-from ferrum_ops import KVCache, SequenceMeta, kv_append, quantize, sample
+from ferrum_ops import KVCache, SequenceMeta, kv_append, quantize
 
 __all__ = ["MODELS", "Ours", "Timing", "made", "main", "step_bytes", "touched"]
 
@@ -164,19 +167,26 @@ def prompt_flops(model: CausalLM, tokens: int) -> float:
 
 
 class Ours:
-    """Ferrum."""
+    """Ferrum, whose decode steps are captured in graphs, unless *captured* says otherwise."""
 
-    def __init__(self, model: CausalLM) -> None:
+    def __init__(self, model: CausalLM, *, captured: bool = True) -> None:
         self.model = model
+        self._captured = captured
         self._cache: ModelCache | None = None
-        self._ids = fa.zeros((1,), dtype=fa.int64)
+        self._steps: Steps | None = None
+        self._chooser = Chooser(Sampling(), [[0]], model.config.vocab_size, model.device)
+        self._ids: list[int] = []
 
     def forget(self) -> None:
         """Free the memory of keys and values."""
-        self._cache = None
+        self._cache = self._steps = None
 
     def fill(self, batch: int, context: int, room: int) -> None:
-        """Each of *batch* sequences has *context* random keys and values, and *room* in all."""
+        """Each of *batch* sequences has *context* random keys and values, and *room* in all.
+
+        Raises:
+            CaptureError: if steps shall be captured and cannot be.
+        """
         device = self.model.device
         cache = self.model.make_cache(batch, room, kind="paged", chunk=context)
         plan = cache.plan([context] * batch)
@@ -187,15 +197,27 @@ class Ours:
             k, v = (shared(normal(str(device), *shape)) for _ in range(2))
             kv_append(kept, k, v, meta)
         cache.commit(plan, {})
-        self._cache = cache
-        self._ids = fa.ones((batch,), dtype=fa.int64, device=device)
+        self._cache, self._ids = cache, [1] * batch
+        self._chooser = Chooser(Sampling(), [[1]] * batch, self.model.config.vocab_size, device)
+        with use_captured_steps(self._captured):
+            self._steps = Steps(self.model, cache, self._chooser, room - context)
 
     def decode(self) -> list[int]:
         """Read a token of each sequence; the result are the likeliest next ones, which are read next time."""
-        x = self.model.forward(self._ids, [1] * self._ids.shape[0], self._cache)
-        self._ids = sample(self.model.logits(x))
-        found: list[int] = self._ids.tolist()
-        return found
+        assert self._cache is not None, "fill comes first"
+        assert self._steps is not None, "it comes with the cache"
+        batch = len(self._ids)
+        made = self._steps.advance(range(batch), self._ids)
+        if made is not None and self._steps.inside:
+            self._ids = made.read()[0]
+            return self._ids
+        if made is not None:
+            logits = made.logits
+        else:
+            ids = fa.asarray(self._ids, dtype=fa.int64, device=self.model.device)
+            logits = self.model.logits(self.model.forward(ids, [1] * batch, self._cache))
+        self._ids = self._chooser.choose(logits).tolist()
+        return self._ids
 
     def prefill(self, ids: list[int]) -> torch.Tensor:
         """The logits [V] after a prompt."""
@@ -319,6 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8, 32], help="sequences at once")
     parser.add_argument("--context", nargs="+", type=int, default=[1024, 8192], help="tokens that each holds before")
     parser.add_argument("--no-prefill", dest="prefill", action="store_false", help="time no prompt")
+    parser.add_argument("--plain", dest="captured", action="store_false", help="our steps without graphs")
     parser.add_argument("--no-peer", dest="peer", action="store_false", help="without transformers")
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the figures are written too")
@@ -336,7 +359,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.peer:
             peer = Transformers(MODELS[name], {path: taken(x) for path, x in dense.named_parameters()}, options.device)
         runners = {
-            weights: Ours(dense if weights == "bf16" else in_fewer_bits(dense, _SCHEMES[weights]))
+            weights: Ours(
+                dense if weights == "bf16" else in_fewer_bits(dense, _SCHEMES[weights]), captured=options.captured
+            )
             for weights in options.weights
         }
         del dense

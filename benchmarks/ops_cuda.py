@@ -258,9 +258,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import cupy as cp
 
     device = options.device
-    torch.cuda.set_device(device)
+    index = torch.device(device).index or 0
+    torch.cuda.set_device(index)
     torch.manual_seed(0)
-    cp.cuda.Device(torch.device(device).index).use()
+    cp.cuda.Device(index).use()
     side = _CUDA.Stream()
     stream = (side, cp.cuda.ExternalStream(side.cuda_stream))
     top = ceilings(device)
@@ -273,8 +274,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for group in options.only:
         with torch.inference_mode():
             rows = list(GROUPS[group](device))
-            with ThreadPoolExecutor() as pool:  # kernels are compiled at their first use, side by side
-                list(pool.map(lambda row: row.ours[0](), rows))
+            with ThreadPoolExecutor(initializer=cp.cuda.Device(index).use) as pool:
+                list(pool.map(lambda row: row.ours[0](), rows))  # kernels are compiled at their first use, side by side
             known: dict[int, float] = {}
             for row in rows:
                 done.append(measure(row, top, stream, known))

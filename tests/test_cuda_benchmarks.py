@@ -20,6 +20,7 @@ from benchmarks.cuda_rows import Row, taken
 from benchmarks.decode_cuda import MODELS, Ours, Timing, in_fewer_bits, made, prompt_flops, step_bytes, touched
 from benchmarks.decode_cuda_peer import Transformers
 from benchmarks.ops_cuda import Ceilings, Measured, check, line
+from ferrum_array import CaptureError
 from ferrum_ops import QuantTensor, rms_norm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -69,6 +70,18 @@ def test_calls_that_take_turns_have_inputs_of_their_own() -> None:
     results = [taken(call()) for call in row.ours]
     assert len(results) == 16
     assert len({tuple(one.flatten().tolist()) for one in results}) == 16
+
+
+def test_inputs_meet_in_pairs() -> None:
+    calls = cuda_rows.turns(lambda a, b, c: (a, b, c), [1, 2], [3, 4], c=5)
+    assert [call() for call in calls] == [(1, 3, 5), (2, 4, 5)]
+    with pytest.raises(ValueError, match="shorter"):
+        cuda_rows.turns(max, [1, 2], [3])
+
+
+def test_steps_that_cannot_be_captured_are_an_error() -> None:
+    with pytest.raises(CaptureError, match="cannot be captured: cpu has no graphs to capture"):
+        Ours(made(tiny("8b"), CPU)).fill(1, 4, 16)
 
 
 def test_large_inputs_are_fewer() -> None:
@@ -137,7 +150,7 @@ def test_both_libraries_run_one_model_on_one_memory(name: str) -> None:
     model = made(config, CPU)
     tensors = {path: taken(x) for path, x in model.named_parameters()}
     assert all(x.dtype is torch.bfloat16 for x in tensors.values())
-    peer, ours = Transformers(config, tensors, CPU), Ours(model)
+    peer, ours = Transformers(config, tensors, CPU), Ours(model, captured=False)
     assert dict(peer._model.named_parameters())["lm_head.weight"].data_ptr() == tensors["lm_head.weight"].data_ptr()
     expected, found = (one.prefill([1, 2, 3, 4, 5]).double() for one in (peer, ours))
     assert float((found - expected).norm() / expected.norm()) < 0.05
