@@ -14,7 +14,7 @@ __all__ = ["activation", "gated_activation", "sigmoid_gate", "softcap"]
 
 _TILE: Final = 1024  # elements
 _SHORTEST: Final = 128  # rows of a tile: not every length has its own code
-_WARPS: Final = 4
+_WARPS: Final = 2
 
 _ACTIVATION = Kernel(source.activation, aligned=("size", "x_step"))
 _GATED = Kernel(source.gated_activation, aligned=("size", "gate_step", "up_step"))

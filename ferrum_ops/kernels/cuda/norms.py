@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Tensor
@@ -16,7 +16,8 @@ __all__ = ["LONGEST", "l2_norm", "layer_norm", "no_float64", "rms_norm"]
 #: the longest block that a program holds; longer rows are passed over twice or more
 LONGEST: Final = 1 << 15
 _BLOCK: Final = 1 << 13  # of those
-_SHORTEST: Final = 128  # so that not every length has its own code
+_SHORTEST: Final = 64  # so that not every length has its own code
+_FEW: Final = 256  # rows, which leave most of a GPU idle
 
 _STEPS: Final = ("size", "x_step", "residual_step")
 _RMS = Kernel(source.rms_norm, aligned=(*_STEPS, "gate_step"))
@@ -25,12 +26,26 @@ _LAYER = Kernel(source.layer_norm, aligned=_STEPS)
 _LAYER_WIDE = Kernel(source.layer_norm_wide, aligned=_STEPS)
 
 
+class _Shape(NamedTuple):
+    """How many rows a program has, the lengths of a row's block and of the smaller one behind it, and the warps."""
+
+    rows: int
+    block: int
+    rest: int
+    warps: int
+
+
 @cache
-def _shape(size: int) -> tuple[int, int, int]:
-    """How many rows a program has, the length of their block, and how many warps."""
-    block = max(_SHORTEST, power_of_two(size))
-    count = max(1, 2048 // block)
-    return count, block, min(16, max(4, count * block // 512))
+def _shape(size: int, few: bool) -> _Shape:
+    """The shape of programs for rows of so many elements; with *few* rows more warps share one."""
+    block = power_of_two(size)
+    rest = 0
+    if block > _SHORTEST and size <= block * 3 // 4:  # then half of it, and a quarter or less
+        block //= 2
+        rest = max(_SHORTEST // 2, power_of_two(size - block))
+    block = max(_SHORTEST, block)
+    count = max(1, 2048 // power_of_two(block + rest))
+    return _Shape(count, block, rest, min(16, max(4, count * block // (256 if few else 512))))
 
 
 def no_float64(*arguments: object) -> str | None:
@@ -81,9 +96,16 @@ def _rms(
     if size > LONGEST:
         _RMS_WIDE((many,), x, w, residual, gate, out, total, *steps, *numbers, warps=16, BLOCK=_BLOCK)
         return
-    count, block, warps = _shape(size)
-    grid = (-(-many // count),)
-    _RMS(grid, x, w, residual, gate, out, total, many, *steps, *numbers, warps=warps, ROWS=count, BLOCK=block)
+    shape = _shape(size, many <= _FEW)
+    _RMS(
+        (-(-many // shape.rows),),
+        *(x, w, residual, gate, out, total, many),
+        *(*steps, *numbers),
+        warps=shape.warps,
+        ROWS=shape.rows,
+        BLOCK=shape.block,
+        REST=shape.rest,
+    )
 
 
 def layer_norm(
@@ -104,7 +126,14 @@ def layer_norm(
         if size > LONGEST:
             _LAYER_WIDE((many,), x, w, b, residual, out, total, *steps, *numbers, warps=16, BLOCK=_BLOCK)
         else:
-            count, block, warps = _shape(size)
-            grid = (-(-many // count),)
-            _LAYER(grid, x, w, b, residual, out, total, many, *steps, *numbers, warps=warps, ROWS=count, BLOCK=block)
+            shape = _shape(size, many <= _FEW)
+            _LAYER(
+                (-(-many // shape.rows),),
+                *(x, w, b, residual, out, total, many),
+                *(*steps, *numbers),
+                warps=shape.warps,
+                ROWS=shape.rows,
+                BLOCK=shape.block,
+                REST=shape.rest,
+            )
     return out if total is None else (out, total)

@@ -18,13 +18,15 @@ from ferrum_ops.types import SequenceMeta
 __all__ = ["qk_norm_rope", "rope", "rope_append"]
 
 _ALIGNED: Final = (
-    *("size", "value_size", "half", "table_step"),
+    *("size", "value_size", "units", "table_step"),
     *("q_token", "q_head", "k_token", "k_head", "v_token", "v_head"),
 )
 _TURN = Kernel(source.turn, aligned=_ALIGNED)
 
 _TILE: Final = 1024  # elements
 _SHORTEST: Final = 16
+_UNIT: Final = 8  # elements: 16 bytes of 16 bits
+_FEW: Final = 256  # tokens, which leave most of a GPU idle
 
 
 def _block(size: int) -> int:
@@ -37,7 +39,8 @@ def _shape(tokens: int, fewest: int, length: int) -> tuple[int, int, int]:
     """How many tokens and heads a program has, and how many warps."""
     many = max(1, min(power_of_two(fewest), _TILE // length))
     together = max(1, min(_TILE // (many * length), power_of_two(tokens)))
-    return together, many, max(1, min(8, together * many * length // _TILE))
+    share = _TILE // 4 if tokens <= _FEW else _TILE  # elements of a warp
+    return together, many, max(1, min(8, together * many * length // share))
 
 
 def _tables(cos: Tensor, sin: Tensor, before: tuple[int, ...]) -> tuple[Tensor, Tensor, int | None, int | None]:
@@ -99,7 +102,9 @@ def turn(
     k, *k_steps = _heads(k)
     v, *v_steps = _heads(None if written is None else written.v)
     value_size = None if v is None else v._data.shape[-1]
+    held = None if written is None else written.k_out._data.shape[0]
     half = rotary_dim // 2
+    unit = 1 if half % _UNIT else _UNIT
     rest = size - rotary_dim
     block = _block(half)
     rest_block = _block(rest) if rest else 0
@@ -114,8 +119,8 @@ def turn(
         *((None,) if written is None else (written.slots,)),
         *(out, k_out),
         *((None, None, None) if written is None else (written.v_out, written.k_scale, written.v_scale)),
-        *(tokens, None if written is None else written.k_out._data.shape[0], count, k_heads, size, value_size, half),
-        *(period, *steps, *k_steps, *v_steps, table_step, eps, offset),
+        *(tokens, held, count, k_heads, size, value_size, half // unit, period),
+        *(*steps, *k_steps, *v_steps, table_step, eps, offset),
         warps=warps,
         PAIRS=interleaved,
         TOKENS=together,
@@ -123,6 +128,7 @@ def turn(
         HALF=block,
         REST=rest_block,
         VALUE=value_block,
+        UNIT=unit,
     )
     return out, k_out
 

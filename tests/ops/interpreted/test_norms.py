@@ -18,7 +18,7 @@ from tests.ops.interpreted.hopper import compiled
 from tests.ops.oracle import check
 from tests.ops.test_norm import exact_norm, exact_rms
 
-SIZES = st.one_of(st.integers(0, 40), st.sampled_from([127, 128, 129, 300, 2048, 2050]))
+SIZES = st.one_of(st.integers(0, 40), st.sampled_from([65, 96, 97, 127, 128, 129, 300, 2048, 2050]))
 ROWS = st.lists(st.integers(0, 5), max_size=2).map(tuple)
 
 
@@ -163,11 +163,16 @@ def test_float64_is_refused() -> None:
     assert "float64" in str(norms.no_float64(x, x[0].astype("f64"), 1e-5))
 
 
-def test_a_program_has_a_power_of_two_of_elements() -> None:
-    for size, (count, block, warps) in ((n, norms._shape(n)) for n in (1, 7, 128, 2880, 4096, norms.LONGEST)):
-        assert block >= size
-        assert all(n & (n - 1) == 0 for n in (count, block, warps))
-        assert count * block >= 32 * warps
+@given(size=st.integers(1, norms.LONGEST), few=st.booleans())
+def test_a_program_has_powers_of_two(size: int, few: bool) -> None:
+    """And fewer than a third of its lanes idle."""
+    shape = norms._shape(size, few)
+    assert all(n & (n - 1) == 0 for n in shape if n)
+    assert shape.block + shape.rest >= size
+    assert not shape.rest or shape.block < size
+    assert shape.rows * shape.block >= 32 * shape.warps
+    assert size < 64 or shape.block + shape.rest < 1.5 * size
+    assert norms._shape(2880, few)[1:3] == (2048, 1024)
 
 
 def test_blocks_and_rows_do_not_change_a_row() -> None:

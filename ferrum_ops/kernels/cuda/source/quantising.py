@@ -10,6 +10,8 @@ __all__ = ["magnitude", "quantised", "quantising_scale"]
 _GREATEST = tl.constexpr(GREATEST_SCALE)
 _WITHOUT_SIGN = tl.constexpr(0x7FFFFFFF)
 _INFINITE = tl.constexpr(0x7F800000)
+_TINY = tl.constexpr(2.0**-60)
+_GROWN = tl.constexpr(2.0**80)
 _ROUNDING = tl.constexpr(12582912.0)  # 1.5 * 2**23: behind it float32 has no places, so adding it rounds half to even
 
 
@@ -30,6 +32,11 @@ def quantising_scale(most):
 @triton.jit
 def quantised(x, scale):
     """x in steps of scale, half to even, as int8; 0 where scale is NaN."""
-    steps = tl.div_rn(tl.where(scale == scale, x, 0.0), tl.where(scale > 0.0, scale, 1.0))
+    small = scale < _TINY  # its inverse would be infinite
+    x = tl.where(scale == scale, x, 0.0) * tl.where(small, _GROWN, 1.0)
+    scale = tl.where(scale > 0.0, scale, 1.0) * tl.where(small & (scale > 0.0), _GROWN, 1.0)
+    inverse = tl.div_rn(1.0, scale)
+    steps = x * inverse
+    steps = tl.fma(tl.fma(-steps, scale, x), inverse, steps)  # the rounded quotient (Markstein)
     steps = (steps + _ROUNDING) - _ROUNDING
     return tl.where(steps > 127.0, 127.0, tl.where(steps < -127.0, -127.0, steps)).to(tl.int8)

@@ -84,17 +84,20 @@ def _turned(
 @triton.jit
 def turn(
     q, k, v, wq, wk, cos, sin, slots, q_out, k_out, v_out, k_scale, v_scale,
-    tokens, rows, q_heads, k_heads, size, value_size, half, period,
+    tokens, rows, q_heads, k_heads, size, value_size, units, period,
     q_token, q_head, k_token, k_head, v_token, v_head, table_step, eps, offset,
     PAIRS: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr,
-    HALF: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr,
+    HALF: tl.constexpr, REST: tl.constexpr, VALUE: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """Queries, and keys if there are any, normalised if there is an eps, and turned; values beside them copied.
 
     Keys and values of token t go to row ``slots[t]`` of k_out and v_out, which have so many rows, or to row t without
     slots; in int8, with scales, where there are k_scale and v_scale. Absent steps are those of a tensor without gaps,
-    and without a period each token has its row of the tables. A program has some heads of some tokens: of q, k or v.
+    and without a period each token has its row of the tables. Half of the dimensions that turn are so many units: the
+    compiler knows the unit, and so how many bytes it may load at once. A program has some heads of some tokens: of q,
+    of k or of v.
     """
+    half = units * UNIT
     if q_token is None:
         q_token = q_heads * size
         q_head = size
