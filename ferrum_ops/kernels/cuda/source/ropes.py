@@ -130,7 +130,7 @@ def turn(
     if part < q_parts:
         c = tl.load(cos + at, mask=there & inner, other=0.0).to(tl.float32)
         s = tl.load(sin + at, mask=there & inner, other=0.0).to(tl.float32)
-        head = part * HEADS + tl.arange(0, HEADS)[None, :, None]
+        head = part.to(tl.int64) * HEADS + tl.arange(0, HEADS)[None, :, None]
         present = there & (head < q_heads)
         _turned(
             q + token * q_token + head * q_head, wq, c, s, q_out + (token * q_heads + head) * size, None,
@@ -140,7 +140,7 @@ def turn(
         if part < q_parts + k_parts:
             c = tl.load(cos + at, mask=there & inner, other=0.0).to(tl.float32)
             s = tl.load(sin + at, mask=there & inner, other=0.0).to(tl.float32)
-            head = (part - q_parts) * HEADS + tl.arange(0, HEADS)[None, :, None]
+            head = (part - q_parts).to(tl.int64) * HEADS + tl.arange(0, HEADS)[None, :, None]
             present = kept & (head < k_heads)
             _turned(
                 k + token * k_token + head * k_head, wk, c, s, k_out + (row * k_heads + head) * size,
@@ -148,7 +148,7 @@ def turn(
                 present, inner, size, half, eps, offset, PAIRS, HALF, REST,
             )  # fmt: skip
         elif v is not None:
-            head = (part - q_parts - k_parts) * HEADS + tl.arange(0, HEADS)[None, :, None]
+            head = (part - q_parts - k_parts).to(tl.int64) * HEADS + tl.arange(0, HEADS)[None, :, None]
             present = kept & (head < k_heads)
             col = tl.arange(0, VALUE)[None, None, :]
             inside = present & (col < value_size)
