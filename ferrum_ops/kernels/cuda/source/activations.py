@@ -6,8 +6,8 @@ import triton.language as tl
 from ferrum_ops.activation import _TAIL_F32
 
 __all__ = [
-    "activated", "activation", "exponential", "gated", "gated_activation", "over_one_plus_exp", "quotient",
-    "sigmoid_gate", "softcap",
+    "activated", "activation", "exponential", "gated", "gated_activation", "hyperbolic_tangent",
+    "over_one_plus_exp", "quotient", "sigmoid_gate", "softcap",
 ]  # fmt: skip
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
@@ -111,7 +111,8 @@ def _softplus(x, EXACT: tl.constexpr):
 
 
 @triton.jit
-def _tanh(x, EXACT: tl.constexpr):
+def hyperbolic_tangent(x, EXACT: tl.constexpr):
+    """``tanh(x)``, to the last places near 0 too."""
     t = tl.abs(x)
     e = exponential(-2.0 * t, EXACT)
     s = x * x
@@ -223,5 +224,5 @@ def softcap(x, out, rows, size, x_step, cap, ROWS: tl.constexpr, BLOCK: tl.const
     row, col, inside = tile(rows, size, ROWS, BLOCK)
     EXACT: tl.constexpr = out.dtype.element_ty == tl.float32
     y = tl.load(x + row * x_step + col, mask=inside, other=0.0).to(tl.float32)
-    y = _tanh(tl.div_rn(y, cap) if EXACT else y * quotient(1.0, cap, True), EXACT) * cap
+    y = hyperbolic_tangent(tl.div_rn(y, cap) if EXACT else y * quotient(1.0, cap, True), EXACT) * cap
     tl.store(out + row * size + col, y.to(out.dtype.element_ty), mask=inside)
