@@ -8,13 +8,13 @@ from typing import Final, NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
-from ferrum_ops.kernels.cuda.launch import INTERPRETED, Kernel, empty, power_of_two
+from ferrum_ops.kernels.cuda.launch import INTERPRETED, Kernel, capability, empty, power_of_two, processors
 from ferrum_ops.kernels.cuda.layouts import in_order
 from ferrum_ops.kernels.cuda.source import prefill as source
 from ferrum_ops.tiled import AttentionOptions
 from ferrum_ops.types import SequenceMeta
 
-__all__ = ["Config", "attention", "attention_with_sums", "refuses"]
+__all__ = ["Config", "HopperConfig", "attention", "attention_with_sums", "refuses"]
 
 _STEPS: Final = tuple(f"{x}_{step}" for x in "qkv" for step in ("batch", "token", "head"))
 _ATTENTION: Final = Kernel(source.attention, aligned=_STEPS)
@@ -27,15 +27,29 @@ _FEW: Final = 128
 _PACKED: Final = 64
 #: what a descriptor asks of addresses and steps, in bytes
 _ALIGNED: Final = 16
+#: queries of a block of the kernel for Hopper
+_BLOCK: Final = 128
+#: bytes of keys and values that are to stay in the second cache while blocks of queries pass over them
+_CACHED: Final = 24 << 20
 
 
 class Config(NamedTuple):
-    """How the kernel is compiled: rows and keys of a tile, warps and stages."""
+    """How the general kernel is compiled: rows and keys of a tile, warps and stages."""
 
     rows: int
     keys: int
     warps: int
     stages: int
+
+
+class HopperConfig(NamedTuple):
+    """How the kernel for Hopper is compiled: keys of a tile, and the constants that its source explains."""
+
+    keys: int
+    stages: int
+    slots: int
+    turns: bool
+    shared: bool
 
 
 class _Laid(NamedTuple):
@@ -47,10 +61,32 @@ class _Laid(NamedTuple):
     head: int
 
 
+class _Call(NamedTuple):
+    """What a kernel is to do. With a meta, *batches* counts sequences, and none is longer than *queries* and *keys*."""
+
+    q: _Laid
+    k: _Laid
+    v: _Laid
+    bias: Tensor | None
+    meta: SequenceMeta | None
+    out: Tensor
+    sums: Tensor | None
+    batches: int
+    queries: int
+    keys: int
+    heads: int
+    group: int
+    dim: int
+    value_dim: int
+    numbers: tuple[float, float | None, int | None]
+    causal: bool
+    sinks: Tensor | None
+
+
 def refuses(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, meta: SequenceMeta | None, options: AttentionOptions
 ) -> str | None:
-    """Why the kernel cannot take a call that dtypes and features allow, or None."""
+    """Why the kernels cannot take a call that dtypes and features allow, or None."""
     if max(q.shape[-1], v.shape[-1]) > _LONGEST:
         return f"takes heads of up to {_LONGEST}, not {q.shape[-1]}+{v.shape[-1]}"
     return None
@@ -85,47 +121,88 @@ def _attend(
     out = empty((*lead, queries, heads, value_dim), q)
     if not prod(out._data.shape if sums is None else sums._data.shape):
         return out
-    batches, q_starts, k_starts = prod(lead), None, None
+    batches = prod(lead)
     if meta is not None:
         batches, queries, keys = len(meta.lengths), max(meta.lengths), max(meta.key_lengths)
-        q_starts, k_starts = _starts(meta, q.device)
     scale = float(options.scale)
     if scale <= 0.0:  # the greatest product must be that of the greatest score
         q, scale = (-q, -scale) if scale < 0.0 else (fa.zeros_like(q), 1.0)
-    window = options.window
-    if window is not None and window >= keys:
-        window = None
-    x, y, z = map(_laid, (q, k, v))
-    group = heads // key_heads
-    pack = group if queries * group <= _PACKED else 1
-    halves = q.dtype is not fa.float32  # whose products are long programs without tensor cores
-    exact = not halves or keys <= _FEW
-    dims = max(16, power_of_two(dim)), max(16, power_of_two(value_dim))
-    config = _config(min(queries * pack, _PACKED * 2), *dims, q.dtype, exact)
-    blocks = -(-queries * pack // config.rows)
-    b = None if bias is None else _one_step(_narrow(bias), tuple(lead))
-    _ATTENTION(
-        (batches * blocks * (heads // pack),),
-        *(x.tensor, y.tensor, z.tensor, out, sums, _sinks(options), b),
-        *(q_starts, k_starts, heads, blocks, queries, keys, *x[1:], *y[1:], *z[1:]),
-        *((None,) * 4 if b is None else _bias_steps(b, len(lead))),
-        *(scale, None if options.softcap is None else float(options.softcap), window),
-        warps=config.warps,
-        stages=config.stages,
-        GROUP=group,
-        PACK=pack,
-        DIM=dim,
-        VALUE_DIM=value_dim,
-        BD=dims[0],
-        BV=dims[1],
-        BM=config.rows,
-        BN=config.keys,
-        CAUSAL=bool(options.causal),
-        BULK=halves and _bulk(y, keys) and _bulk(z, keys),
-        EXACT=exact,
-        WHOLE=halves,
+    call = _Call(
+        _laid(q),
+        _laid(k),
+        _laid(v),
+        None if bias is None else _one_step(_narrow(bias), tuple(lead)),
+        meta,
+        out,
+        sums,
+        batches,
+        queries,
+        keys,
+        heads,
+        heads // key_heads,
+        dim,
+        value_dim,
+        (
+            scale,
+            None if options.softcap is None else float(options.softcap),
+            None if options.window is None or options.window >= keys else options.window,
+        ),
+        bool(options.causal),
+        None if options.sinks is None else in_order(_narrow(options.sinks)),
     )
+    if _fits_hopper(call):
+        _on_hopper(call, _hopper_config(dim, value_dim))
+    else:
+        _general(call)
     return out
+
+
+def _narrow(x: Tensor) -> Tensor:
+    return x.astype(fa.float32) if x.dtype is fa.float64 else x
+
+
+def _one_step(bias: Tensor, lead: tuple[int, ...]) -> Tensor:
+    """*bias* [..., H, Tq, Tk] with one step from batch to batch: a copy where several axes broadcast unalike."""
+    first = bias._data.shape[: len(lead)]
+    if len(lead) < 2 or prod(first) == 1:
+        return bias
+    return in_order(fa.broadcast_to(bias, (*lead, *bias._data.shape[len(lead) :])))
+
+
+def _bias_steps(bias: Tensor, leading: int) -> tuple[int, int, int, int]:
+    """The steps of a bias [..., H, Tq, Tk]; 0 along axes of one element."""
+    data = bias._data
+    steps = [0 if n == 1 else step // data.itemsize for n, step in zip(data.shape, data.strides, strict=True)]
+    batch = 0 if not leading else steps[leading - 1]
+    return batch, steps[-3], steps[-2], steps[-1]
+
+
+def _laid(x: Tensor) -> _Laid:
+    """*x* [..., T, H, D] and its steps; a copy if the last axis has gaps or the first ones have no one step."""
+    data = x._data
+    shape = data.shape
+    if not data.flags.c_contiguous:
+        strides, item = data.strides, data.itemsize
+        leading = len(shape) - 3
+        even = all(strides[i] == strides[i + 1] * shape[i + 1] for i in range(leading - 1))
+        if even and (strides[-1] == item or shape[-1] == 1) and not any(step % item for step in strides):
+            batch = strides[leading - 1] // item if leading else shape[0] * (strides[0] // item)
+            return _Laid(x, batch, strides[-3] // item, strides[-2] // item)
+        x = in_order(x)
+    tokens, heads, dim = shape[-3:]
+    return _Laid(x, tokens * heads * dim, heads * dim, dim)
+
+
+def _bulk(x: _Laid) -> bool:
+    """Whether descriptors can stand for parts of the tensor."""
+    data = x.tensor._data
+    steps = [step * data.itemsize for step in x[1:]]
+    if not data.size or any(step % _ALIGNED or step <= 0 for step in steps):
+        return False
+    return INTERPRETED or data.data.ptr % _ALIGNED == 0
+
+
+# Any GPU.
 
 
 def _starts(meta: SequenceMeta, device: Device) -> tuple[Tensor, Tensor]:
@@ -144,55 +221,6 @@ def _starts(meta: SequenceMeta, device: Device) -> tuple[Tensor, Tensor]:
     return found
 
 
-def _narrow(x: Tensor) -> Tensor:
-    return x.astype(fa.float32) if x.dtype is fa.float64 else x
-
-
-def _sinks(options: AttentionOptions) -> Tensor | None:
-    return None if options.sinks is None else in_order(_narrow(options.sinks))
-
-
-def _one_step(bias: Tensor, lead: tuple[int, ...]) -> Tensor:
-    """*bias* [..., H, Tq, Tk] with one step from batch to batch: a copy where several axes broadcast unalike."""
-    first = bias._data.shape[: len(lead)]
-    if len(lead) < 2 or prod(first) == 1:
-        return bias
-    return in_order(fa.broadcast_to(bias, (*lead, *bias._data.shape[len(lead) :])))
-
-
-def _laid(x: Tensor) -> _Laid:
-    """*x* [..., T, H, D] and its steps; a copy if the last axis has gaps or the first ones have no one step."""
-    data = x._data
-    shape = data.shape
-    if not data.flags.c_contiguous:
-        strides, item = data.strides, data.itemsize
-        leading = len(shape) - 3
-        even = all(strides[i] == strides[i + 1] * shape[i + 1] for i in range(leading - 1))
-        if even and (strides[-1] == item or shape[-1] == 1) and not any(step % item for step in strides):
-            batch = strides[leading - 1] // item if leading else 0
-            return _Laid(x, batch, strides[-3] // item, strides[-2] // item)
-        x = in_order(x)
-    tokens, heads, dim = shape[-3:]
-    return _Laid(x, tokens * heads * dim, heads * dim, dim)
-
-
-def _bulk(x: _Laid, tokens: int) -> bool:
-    """Whether a descriptor can stand for [T, D] of one head."""
-    data = x.tensor._data
-    steps = [step * data.itemsize for step in x[1:]]
-    if not data.size or any(step % _ALIGNED or step < 0 for step in steps) or (tokens > 1 and not x.token):
-        return False
-    return INTERPRETED or data.data.ptr % _ALIGNED == 0
-
-
-def _bias_steps(bias: Tensor, leading: int) -> tuple[int, int, int, int]:
-    """The steps of a bias [..., H, Tq, Tk]; 0 along axes of one element."""
-    data = bias._data
-    steps = [0 if n == 1 else step // data.itemsize for n, step in zip(data.shape, data.strides, strict=True)]
-    batch = 0 if not leading else steps[leading - 1]
-    return batch, steps[-3], steps[-2], steps[-1]
-
-
 @cache
 def _config(rows: int, dim: int, value_dim: int, dtype: Dtype, exact: bool) -> Config:
     """For blocks of heads of these lengths, powers of two; *rows* is how many there are, or many."""
@@ -204,3 +232,113 @@ def _config(rows: int, dim: int, value_dim: int, dtype: Dtype, exact: bool) -> C
     if exact or wide > 128:
         return Config(64, 64, 4, 2)
     return Config(128, 128 if wide > 64 else 64, 8 if wide > 64 else 4, 3)
+
+
+def _general(call: _Call) -> None:
+    dtype = call.out.dtype
+    halves = dtype is not fa.float32  # whose products are long programs without tensor cores
+    exact = not halves or call.keys <= _FEW
+    pack = call.group if call.queries * call.group <= _PACKED else 1
+    rows = call.queries * pack
+    dims = max(16, power_of_two(call.dim)), max(16, power_of_two(call.value_dim))
+    config = _config(min(rows, 2 * _PACKED), *dims, dtype, exact)
+    blocks = -(-rows // config.rows)
+    bias = call.bias
+    _ATTENTION(
+        (call.batches * blocks * (call.heads // pack),),
+        *(call.q.tensor, call.k.tensor, call.v.tensor, call.out, call.sums, call.sinks, bias),
+        *((None, None) if call.meta is None else _starts(call.meta, call.out.device)),
+        *(call.heads, blocks, call.queries, call.keys, *call.q[1:], *call.k[1:], *call.v[1:]),
+        *((None,) * 4 if bias is None else _bias_steps(bias, len(call.out._data.shape) - 3)),
+        *call.numbers,
+        warps=config.warps,
+        stages=config.stages,
+        GROUP=call.group,
+        PACK=pack,
+        DIM=call.dim,
+        VALUE_DIM=call.value_dim,
+        BD=dims[0],
+        BV=dims[1],
+        BM=config.rows,
+        BN=config.keys,
+        CAUSAL=call.causal,
+        BULK=halves and _bulk(call.k) and _bulk(call.v),
+        EXACT=exact,
+        WHOLE=halves,
+    )
+
+
+# Hopper.
+
+
+@cache
+def _hopper_kernel() -> Kernel:
+    from ferrum_ops.kernels.cuda.source import prefill_hopper
+
+    return Kernel(prefill_hopper.attention, aligned=_STEPS)
+
+
+@cache
+def _hopper_config(dim: int, value_dim: int) -> HopperConfig:
+    wide = max(dim, value_dim)
+    if wide <= 128:
+        return HopperConfig(128, 2, 2, turns=False, shared=False)
+    return HopperConfig(64, 2, 1, turns=False, shared=dim > 128 and value_dim > 128)
+
+
+def _fits_hopper(call: _Call) -> bool:
+    return (
+        capability(call.out.device) == 90
+        and call.out.dtype is not fa.float32
+        and call.bias is None
+        and call.keys > _FEW
+        and call.queries * call.group > _PACKED
+        and call.value_dim % 8 == 0
+        and all(map(_bulk, (call.q, call.k, call.v)))
+    )
+
+
+def _table(meta: SequenceMeta, causal: bool, device: Device) -> Tensor:
+    """[blocks, 5]: a block of a sequence, its queries and keys, as the kernel says; those that see most come first."""
+    key = ("attention blocks", causal, device)
+    found: Tensor | None = meta.notes.get(key)
+    if found is None:
+        lines = []
+        begin = 0
+        for first, queries, keys in zip(meta.cu_seqlens, meta.lengths, meta.key_lengths, strict=False):
+            for block in range(-(-queries // _BLOCK)):
+                seen = min(keys, (block + 1) * _BLOCK + keys - queries) if causal else keys
+                lines.append((-seen, block, first, queries, begin, keys))
+            begin += keys
+        found = fa.asarray([line[1:] for line in sorted(lines)], dtype=fa.int32, device=device)
+        meta.notes[key] = found
+    return found
+
+
+def _on_hopper(call: _Call, config: HopperConfig) -> None:
+    batches, queries, keys, table = call.batches, call.queries, call.keys, None
+    blocks, units = -(-queries // _BLOCK), batches * call.heads
+    dims = max(64, power_of_two(call.dim)), max(64, power_of_two(call.value_dim))
+    held = keys * sum(dims) * 2 // call.group
+    if call.meta is not None:
+        table = _table(call.meta, call.causal, call.out.device)
+        batches, queries, keys = 1, call.q.tensor._data.shape[0], call.k.tensor._data.shape[0]
+        blocks, units = 1, table._data.shape[0] * call.heads
+    _hopper_kernel()(
+        (min(processors(call.out.device), blocks * units),),
+        *(call.q.tensor, call.k.tensor, call.v.tensor, call.out, call.sums, call.sinks, table),
+        *(batches, queries, keys, call.heads, blocks, units),
+        min(units, max(1, _CACHED // held // call.group) * call.group),
+        *(*call.q[1:], *call.k[1:], *call.v[1:], *call.numbers),
+        GROUP=call.group,
+        HEAD=call.dim,
+        VALUE=call.value_dim,
+        D=dims[0],
+        DV=dims[1],
+        BN=config.keys,
+        STAGES=config.stages,
+        SLOTS=config.slots,
+        CAUSAL=call.causal,
+        TURNS=config.turns,
+        SHARED=config.shared,
+    )
