@@ -16,6 +16,8 @@ __all__ = ["CaptureError", "Captured", "capture"]
 
 _R = TypeVar("_R")
 _OURS = ("ferrum_array", "ferrum_ops", "ferrum_models")
+_INNER = (__name__, "ferrum_array.backends")
+_LIBRARIES = ("cupy", "cupy_backends", "cupyx", "numpy", "nvmath", "triton")
 
 
 class CaptureError(RuntimeError):
@@ -241,12 +243,12 @@ def _where(traceback: TracebackType | None) -> str:
     while traceback is not None:
         frame = traceback.tb_frame
         module = str(frame.f_globals.get("__name__", ""))
-        function = frame.f_code.co_name
+        name = str(frame.f_locals.get("name", "")) if frame.f_code.co_name == "operate" else frame.f_code.co_name
         package = module.partition(".")[0]
         if package in _OURS:
-            if module != __name__ and (not function.startswith(("_", "<")) or function.startswith("__")):
-                call = f"{package}: {function.strip('_')}"
-        elif not call and package not in ("cupy", "cupy_backends", "cupyx", "triton", "nvmath"):
-            line = f"{frame.f_code.co_filename}:{traceback.tb_lineno}"
+            if not module.startswith(_INNER) and (not name.startswith(("_", "<")) or name.endswith("__")):
+                call = f"{package}: {name.strip('_')}"
+        elif package not in _LIBRARIES:
+            call, line = "", f"{frame.f_code.co_filename}:{traceback.tb_lineno}"
         traceback = traceback.tb_next
     return (f", by the call of {call}" if call else "") + (f" in {line}" if line else "")

@@ -89,7 +89,7 @@ class Decoder(Module):
 
     def __call__(self, ids: Tensor, step: Step) -> Tensor:
         """Packed token *ids* [T] to vectors [T, hidden]."""
-        x = self.embed_tokens(ids, scale=self.embed_scale)
+        x = self.embed_tokens(ids, scale=self.embed_scale, check=not step.known)
         for one in self.layers:
             x = one(x, step)
         return self.norm(x)

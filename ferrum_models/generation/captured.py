@@ -221,8 +221,11 @@ class _Recorded:
                 slots=tuple(range(size)),
             )
             place(spec, meta, starts=starts, keys=keys, tables=blocks, slots=slots.astype(fa.int64))
-            turns = {kind: (embedding(cos, places), embedding(sin, places)) for kind, (cos, sin) in tables.items()}
-            logits = model.logits(model.model(ids, Step(meta, turns, layers)))
+            turns = {
+                kind: (embedding(cos, places, check=False), embedding(sin, places, check=False))
+                for kind, (cos, sin) in tables.items()
+            }
+            logits = model.logits(model.model(ids, Step(meta, turns, layers, known=True)))
             if chooser is None:
                 return logits
             chosen = chooser.replayed(logits, draws.astype(fa.float32) * (1.0 / _PARTS))

@@ -67,21 +67,21 @@ class Embedding(Module):
         """The layer whose tensor is ``weight``, in whatever form it is stored."""
         return cls(weights.table((rows, size)))
 
-    def __call__(self, ids: Tensor, *, scale: float | None = None) -> Tensor:
-        """The rows *ids* [...], times *scale*; the result is [..., D]."""
+    def __call__(self, ids: Tensor, *, scale: float | None = None, check: bool = True) -> Tensor:
+        """The rows *ids* [...], times *scale*; the result is [..., D]. *check* is that of the op ``embedding``."""
         if isinstance(self.weight, QuantTensor):
-            return _quantised_rows(self.weight, ids, scale)
-        return embedding(self.weight, ids, scale=scale)
+            return _quantised_rows(self.weight, ids, scale, check)
+        return embedding(self.weight, ids, scale=scale, check=check)
 
     def as_linear(self, x: Tensor, *, dtype: Dtype | None = None) -> Tensor:
         """x [..., D] times every row: the output layer of models that tie it to the embedding, [..., rows]."""
         return linear(x, self.weight, dtype=dtype)
 
 
-def _quantised_rows(table: QuantTensor, ids: Tensor, scale: float | None) -> Tensor:
+def _quantised_rows(table: QuantTensor, ids: Tensor, scale: float | None, check: bool) -> Tensor:
     """The rows *ids* of a table in fewer bits: those that are asked for become numbers, and no others."""
     flat = ids.reshape(ids.size)
-    if ids.size:
+    if check and ids.size:
         low, high = int(fa.min(flat)), int(fa.max(flat))
         if low < 0 or high >= table.shape[0]:
             raise IndexError(

@@ -111,6 +111,7 @@ class Step:
         kept: for each layer what it made of a :class:`Room`, or nothing without a cache.
         blocks: the block tables of the sequences, where keys and values are paged.
         states: what recurrent layers leave for the next pass, by the layer's number; taken over when the pass is done.
+        known: whether ids are known to be in the vocabulary, so that nobody need look at them.
     """
 
     meta: SequenceMeta
@@ -118,6 +119,7 @@ class Step:
     kept: tuple[Any, ...] = ()
     blocks: tuple[tuple[int, ...], ...] | None = None
     states: dict[int, Any] = field(default_factory=dict)
+    known: bool = False
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, number: int, *, turn: Turn | None = None, **options: Any

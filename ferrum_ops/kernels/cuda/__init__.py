@@ -170,3 +170,14 @@ register(
         when="moe:moe_ffn_refuses",
     ),
 )
+
+register(
+    _row("embedding", "sampling:embedding", "scale"),
+    _row("sample", "sampling:sample", "u", when="sampling:sample_refuses"),
+    _row(
+        "process_logits",
+        "sampling:process_logits",
+        *("bias", "temperature", "top_k", "top_p", "min_p"),
+        when="sampling:process_logits_refuses",
+    ),
+)
