@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+from typing import get_args
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from ferrum_ops import KVCache, KVSpec, SequenceMeta, rope_table
+from ferrum_ops import ActivationKind, KVCache, KVSpec, SequenceMeta, rope_table
 from ferrum_ops.kernels.cuda import ropes
 from ferrum_ops.kv_cache import quantised
+from ferrum_ops.registry import _rows, load_kernels
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import HALVES, LIES, Lie, lying, poison
 from tests.ops.interpreted.hopper import compiled
@@ -245,3 +249,30 @@ def test_code_for_hopper_moves_16_bytes_at_a_time() -> None:
         assert made.shared <= 8192
         assert not made.local
         assert made.wide >= made.moves // 4, made  # the others are slots, scales, tables and weights
+
+
+@pytest.mark.parametrize(
+    ("op", "dtypes", "features"),
+    [
+        ("rms_norm", 1, ("offset", "residual", "gate", "mixed")),
+        ("layer_norm", 1, ("residual", "mixed")),
+        ("l2_norm", 1, ()),
+        *(("activation", 1, (kind,)) for kind in get_args(ActivationKind)),
+        *(("gated_activation", 1, (kind, "limit", "alpha", "up_offset")) for kind in get_args(ActivationKind)),
+        ("sigmoid_gate", 1, ("by_row", "residual")),
+        ("softcap", 1, ()),
+        ("rope", 2, ("rotary_dim", "interleaved")),
+        ("qk_norm_rope", 2, ("offset", "rotary_dim", "interleaved", "mixed")),
+        ("rope_append", 3, ("norm", "offset", "rotary_dim", "interleaved", "mixed")),
+    ],
+)
+def test_kernels_cover_every_feature_in_every_dtype_but_float64(
+    op: str, dtypes: int, features: tuple[str, ...]
+) -> None:
+    load_kernels("cuda")
+    rows = _rows[op, "cuda"]
+    for kinds in itertools.product((fa.float32, fa.float16, fa.bfloat16), repeat=dtypes):
+        for some in (features, features[:1], ()):
+            if some or not op.endswith("activation"):
+                assert any(row.refusal(kinds, some) is None for row in rows), (kinds, some)
+    assert all(row.refusal((fa.float64,) * dtypes, features) for row in rows)
