@@ -61,7 +61,7 @@ def test_as_the_oracle_says(
                 options[name], w64[i] = make(noise(seed + 3 + i, dim), kind, device)
         if {"offset", "wq", "wk"} <= used:
             options["offset"] = 1.0
-    slots = data.draw(st.permutations(range(8)))[:tokens]
+    slots = tuple(data.draw(st.permutations(range(8)))[:tokens])
     spec = KVSpec(kv_heads, dim, 4, 2, "paged", fa.int8 if quantised else held_in, value)
     cache = KVCache.empty(spec, device)
     meta = SequenceMeta((0, tokens), block_tables=((0, 1, 2, 3),), slots=slots)

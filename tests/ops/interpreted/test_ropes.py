@@ -156,7 +156,7 @@ def test_what_goes_into_caches(
     k, k64 = lying(seed + 1, (tokens, kv_heads, dim), dtype, lies[1])
     v, v64 = lying(seed + 2, (tokens, kv_heads, value), dtype, lies[2])
     cos, sin = rope_table(range(tokens), 2 * half, 100.0)
-    slots = data.draw(st.permutations(range(8)))[:tokens]
+    slots = tuple(data.draw(st.permutations(range(8)))[:tokens])
     cache = blank(KVSpec(kv_heads, dim, 4, 2, "paged", held_in, value))
     meta = SequenceMeta((0, tokens), block_tables=((0, 1, 2, 3),), slots=slots)
     norm = (1e-6, 0.0) if normed else None
