@@ -26,8 +26,8 @@ _LONGEST: Final = 512
 _MOST_SPLITS: Final = 128
 #: programs along the second and third axis of a grid
 _MOST_BLOCKS: Final = 65535
-#: how float32 is multiplied: as float32
-_EXACT: Final = "ieee"
+#: float32 as three parts of fewer bits: as exact as float32 in its sums, and on tensor cores
+_EXACT: Final = "tf32x3"
 _COMBINE_WARPS: Final = 2
 _PIECE: Final = 16  # parts that are put together at a time
 #: a window as wide as this sees all that comes before
@@ -110,10 +110,12 @@ def _attend(
     group = head_count // spec.kv_heads
     window = None if options.window is None else min(options.window, _WIDEST)
     reach = plan.most_keys if window is None else min(plan.most_keys, window + most)
-    code, constants = _code(spec, q.dtype, power_of_two(most * group), _in_pairs(q, cache))
+    rows = power_of_two(most * group)
+    code, constants = _code(spec, q.dtype, rows, _in_pairs(q, cache, rows))
     config = config or code
     blocks = -(-most * group // config.rows)
-    splits = splits or _splits(plan.sequences * spec.kv_heads * blocks, reach, processors(q.device))
+    programs = plan.sequences * spec.kv_heads * blocks
+    splits = splits or _splits(programs, reach, processors(q.device), constants["PAIRS"])
     split = splits > 1
     parts = None
     if split:  # with a place for the sum of each, behind them all
@@ -154,10 +156,10 @@ def _room(spec: KVSpec, width: int) -> int:
     return _WIDEST if spec.layout == "ring" else min(width * spec.block_size, _WIDEST)
 
 
-def _in_pairs(q: Tensor, cache: KVCache) -> bool:
-    """Whether int8 keys and values can be read two by two, for queries of 16 bits."""
+def _in_pairs(q: Tensor, cache: KVCache, rows: int) -> bool:
+    """Whether int8 keys and values are read two by two: for few queries, of 16 bits."""
     spec = cache.spec
-    if not spec.quantised or q.dtype is fa.float32 or spec.head_dim % 2 or spec.value_dim % 2:
+    if not spec.quantised or rows > 16 or q.dtype is fa.float32 or spec.head_dim % 2 or spec.value_dim % 2:
         return False
     return INTERPRETED or all(x._data.data.ptr % 2 == 0 for x in (cache.k, cache.v))
 
@@ -165,40 +167,46 @@ def _in_pairs(q: Tensor, cache: KVCache) -> bool:
 @cache
 def _code(spec: KVSpec, queries: Dtype, rows: int, pairs: bool) -> tuple[Config, dict[str, Any]]:
     """For sequences of at most so many rows, tokens times the heads that share keys; and what else is compiled in."""
-    exact = not pairs and (queries is fa.float32 or spec.dtype in (fa.float32, fa.int8))
+    exact = not pairs and (queries is fa.float32 or spec.dtype is fa.float32)
     size = spec.block_size
     fast = spec.layout == "paged" and 16 <= size <= 256 and size & (size - 1) == 0
+    key_block = max(32 if pairs else 16, power_of_two(spec.head_dim))
+    value_block = max(16, power_of_two(spec.value_dim))
     constants = {
         "DIM": spec.head_dim,
         "VALUE_DIM": spec.value_dim,
-        "BD": max(32 if pairs else 16, power_of_two(spec.head_dim)),
-        "BV": max(16, power_of_two(spec.value_dim)),
+        "BD": key_block,
+        "BV": value_block,
         "PAGE": size if fast else 0,  # of other sizes it is read when the kernel runs
         "LAYOUT": spec.layout,
         "PRECISION": _EXACT if exact else "tf32",
         "PAIRS": pairs,
         "ASSEMBLY": not INTERPRETED,
     }
-    return _config(rows, max(constants["BD"], constants["BV"]), exact, pairs, spec.layout == "paged"), constants
+    return _config(rows, max(key_block, value_block), exact, pairs, spec.layout == "paged"), constants
 
 
 def _config(rows: int, wide: int, exact: bool, pairs: bool, paged: bool) -> Config:
     """The fastest that were found on an H200."""
     if exact:
         return Config(max(16, min(rows, 64)), 32 if wide <= 128 else 16, 4, 2, False)
+    keys = max(16, min(64, 8192 // wide))
+    stages = 5 if paged else 4  # one goes into looking up blocks
+    if pairs:
+        return Config(16, keys, 2, stages, True)
     if rows <= 64:
-        # A stage of the pipeline goes into looking up blocks.
-        keys = max(16, min(64, 8192 // wide))
-        return Config(max(16, rows), keys, 2 if pairs and rows <= 16 else 4, 5 if paged else 4, False)
+        return Config(max(16, rows), keys, 4, stages, False)
     if wide <= 128:
-        return Config(128, 64, 8, 3, True)
+        return Config(128, 64, 4, 3, True)
     return Config(64, 32 if wide <= 256 else 16, 4, 2, True)
 
 
-def _splits(programs: int, keys: int, processors: int) -> int:
-    """Into how many parts the keys of each sequence go, for so many programs without it: two for a processor in all.
+def _splits(programs: int, keys: int, processors: int, pairs: bool) -> int:
+    """Into how many parts the keys of each sequence go, for so many programs without it.
 
-    A part has 512 keys or more. Lengths may differ much from the bound, so it has no more than others can wait for.
+    So many that all programs run at once: two on a processor, four of the smaller ones that read pairs. Lengths may
+    differ much from the bound, so a part has no more keys than others can wait for.
     """
-    wanted = max(2 * processors // programs, -(-keys // 8192))
-    return max(1, min(wanted, -(-keys // 512), _MOST_SPLITS))
+    most, least = (4, 256) if pairs else (2, 512)
+    wanted = max(most * processors // programs, -(-keys // 8192))
+    return max(1, min(wanted, -(-keys // least), _MOST_SPLITS))

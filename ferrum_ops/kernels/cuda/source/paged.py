@@ -84,6 +84,22 @@ def _even_odd(pairs, ASSEMBLY: tl.constexpr):
 
 
 @triton.jit
+def _fetched(at, inside, e, length, MASKED: tl.constexpr, PADDED: tl.constexpr):
+    """Rows of keys or values, 0 where they are not *inside*; PADDED: also from their end on."""
+    # what lies outside may be anything, NaN too, and 0 times NaN would count
+    if MASKED:
+        if PADDED:
+            numbers = tl.load(at, mask=inside[:, None] & (e[None, :] < length), other=0)
+        else:
+            numbers = tl.load(at, mask=inside[:, None], other=0)
+    elif PADDED:
+        numbers = tl.load(at, mask=e[None, :] < length, other=0)
+    else:
+        numbers = tl.load(at)
+    return numbers
+
+
+@triton.jit
 def _tiles(
     begin, end, low, high, q, position, top, total, result, k, v, k_scale, v_scale, table, blocks, size, kv_heads,
     head, scale, cap, window,
@@ -95,32 +111,21 @@ def _tiles(
 
     PAIRS: keys and values are int8 and taken two by two, as int16.
     """
+    FOLD: tl.constexpr = 2 if PAIRS else 1
+    LENGTH: tl.constexpr = DIM // FOLD
+    VALUE_LENGTH: tl.constexpr = VALUE_DIM // FOLD
     if PAIRS:
         k = k.to(tl.pointer_type(tl.int16), bitcast=True)
         v = v.to(tl.pointer_type(tl.int16), bitcast=True)
         even_q, odd_q = tl.split(q.reshape(q.shape[0], BD // 2, 2))
         even_result, odd_result = tl.split(result.reshape(q.shape[0], BV // 2, 2))
-    FOLD: tl.constexpr = 2 if PAIRS else 1
-    LENGTH: tl.constexpr = DIM // FOLD
-    VALUE_LENGTH: tl.constexpr = VALUE_DIM // FOLD
     d = tl.arange(0, BD // FOLD)
     e = tl.arange(0, BV // FOLD)
     for i in range(begin, end, BN):
         j = i + tl.arange(0, BN)
         inside = (j >= low) & (j < high)
         rows = _slots(table, i, j, inside, blocks, size, PAGE, LAYOUT, BN) * kv_heads + head
-        k_at = k + rows[:, None] * LENGTH + d[None, :]
-        v_at = v + rows[:, None] * VALUE_LENGTH + e[None, :]
-        # what lies outside may be anything, NaN too, and 0 times NaN would count
-        if MASKED:
-            if BD == DIM:
-                keys = tl.load(k_at, mask=inside[:, None], other=0)
-            else:
-                keys = tl.load(k_at, mask=inside[:, None] & (d[None, :] < LENGTH), other=0)
-        elif BD == DIM:
-            keys = tl.load(k_at)
-        else:
-            keys = tl.load(k_at, mask=d[None, :] < LENGTH, other=0)
+        keys = _fetched(k + rows[:, None] * LENGTH + d[None, :], inside, d, LENGTH, MASKED, BD != DIM)
         if PAIRS:
             even, odd = _even_odd(keys, ASSEMBLY)
             scores = tl.dot(odd_q, tl.trans(odd), tl.dot(even_q, tl.trans(even)))
@@ -145,31 +150,39 @@ def _tiles(
         shrink = tl.exp2(top - base)
         total = total * shrink + tl.sum(weights, 1)
         top = higher
-        if MASKED:
-            if BV == VALUE_DIM:
-                values = tl.load(v_at, mask=inside[:, None], other=0)
-            else:
-                values = tl.load(v_at, mask=inside[:, None] & (e[None, :] < VALUE_LENGTH), other=0)
-        elif BV == VALUE_DIM:
-            values = tl.load(v_at)
-        else:
-            values = tl.load(v_at, mask=e[None, :] < VALUE_LENGTH, other=0)
+        at = v + rows[:, None] * VALUE_LENGTH + e[None, :]
+        values = _fetched(at, inside, e, VALUE_LENGTH, MASKED, BV != VALUE_DIM)
         if v_scale is not None:
             scales = tl.load(v_scale + rows, mask=inside, other=0.0)
-        if PAIRS:  # the range of float16 does not hold every product: the greatest scale goes behind the sum
-            most = tl.max(scales, 0)
-            weights = (weights * (scales / tl.where(most > 0.0, most, 1.0))[None, :]).to(q.dtype)
+            if q.dtype == tl.float16:  # whose range does not hold every product: the greatest scale goes behind the sum
+                most = tl.max(scales, 0)
+                scales = scales / tl.where(most > 0.0, most, 1.0)
+            weights *= scales[None, :]
+        weights = weights.to(q.dtype)
+        if PAIRS:
             even, odd = _even_odd(values, ASSEMBLY)
             even_result = even_result * shrink[:, None] + tl.dot(weights, even) * most
             odd_result = odd_result * shrink[:, None] + tl.dot(weights, odd) * most
+        elif v_scale is not None and q.dtype == tl.float16:
+            result = result * shrink[:, None] + tl.dot(weights, values.to(q.dtype)) * most
         else:
-            if v_scale is not None:
-                weights *= scales[None, :]
-            weights = weights.to(q.dtype)
             result = tl.dot(weights, values.to(q.dtype), result * shrink[:, None], input_precision=PRECISION)
     if PAIRS:
         result = tl.join(even_result, odd_result).reshape(q.shape[0], BV)
     return top, total, result
+
+
+@triton.jit
+def _phases(begin, end, low, final, keys_before, window, CAUSAL: tl.constexpr, BN: tl.constexpr):
+    """From where on all queries see the first key of each tile, and up to where they see its last."""
+    middle = begin
+    late = end // BN * BN
+    if CAUSAL:
+        late = tl.minimum(tl.maximum(keys_before + 1, 0) // BN * BN, late)
+    if window is not None:
+        middle = tl.maximum(middle, tl.cdiv(tl.maximum(final - window + 1, 0), BN) * BN)
+        middle = tl.minimum(middle, tl.cdiv(end, BN) * BN)
+    return middle, tl.maximum(late, middle)
 
 
 @triton.jit
@@ -186,8 +199,9 @@ def attend(
     and ``combine`` puts parts together. WHOLE: tiles that all queries see are computed without masks.
     """
     # 16-bit numbers of the dtype of both are multiplied so, int8 as float16, and others as float32
+    HALF: tl.constexpr = k.dtype.element_ty == tl.int8 and q.dtype.element_ty != tl.float32
     ALIKE: tl.constexpr = q.dtype.element_ty == k.dtype.element_ty
-    COMPUTE: tl.constexpr = tl.float16 if PAIRS else q.dtype.element_ty if ALIKE else tl.float32
+    COMPUTE: tl.constexpr = tl.float16 if HALF and PAIRS else q.dtype.element_ty if ALIKE or HALF else tl.float32
     head = tl.program_id(0)
     split = tl.program_id(1) % splits
     block = tl.num_programs(1) // splits - 1 - tl.program_id(1) // splits  # those that see most keys begin first
@@ -228,30 +242,23 @@ def attend(
     if PAIRS:  # powers of 2 bring rows of any range into that of float16
         wide = queries.to(tl.float32)
         power = (tl.max(tl.abs(wide), 1).to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
-        power = tl.where(power > 0.0, power, 1.0)[:, None]
-        queries = wide / power
-        scale *= power
+        power = tl.where(power > 0.0, power, 1.0)
+        queries = wide / power[:, None]
+        scale *= power[:, None]
     queries = queries.to(COMPUTE)
     top = tl.full([BM], float("-inf"), tl.float32)
     total = tl.zeros([BM], tl.float32)
     result = tl.zeros([BM, BV], tl.float32)
     table = tables + sequence.to(tl.int64) * width
+    final = keys - count + tl.minimum((block * BM + BM - 1) // group, count - 1)
+    middle, late = _phases(begin, end, low, final, keys - count + (block * BM) // group, window, CAUSAL, BN)
     if WHOLE:
-        # to *middle* some query may not see a tile's first keys; from *late* on some may not see its last
-        middle = begin
-        late = end // BN * BN
-        if CAUSAL:
-            late = tl.minimum(tl.maximum(keys - count + (block * BM) // group + 1, 0) // BN * BN, late)
         if window is not None:
-            least = keys - count + tl.minimum((block * BM + BM - 1) // group, count - 1) - window + 1
-            middle = tl.maximum(middle, tl.cdiv(tl.maximum(least, 0), BN) * BN)
-            middle = tl.minimum(middle, tl.cdiv(end, BN) * BN)
             top, total, result = _tiles(
                 begin, middle, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
                 size, kv_heads, head, scale, cap, window,
                 True, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION, PAIRS, ASSEMBLY,
             )  # fmt: skip
-        late = tl.maximum(late, middle)
         top, total, result = _tiles(
             middle, late, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
             size, kv_heads, head, scale, cap, window,
