@@ -28,7 +28,7 @@ from ferrum_array import (
     statistical,
     utility,
 )
-from ferrum_array.capture import Captured, CaptureError, capture
+from ferrum_array.capture import Captured, CaptureError, Reading, capture
 from ferrum_array.conversion import *
 from ferrum_array.creation import *
 from ferrum_array.data_types import *
@@ -79,7 +79,7 @@ complex64 = Dtype.C64
 complex128 = Dtype.C128
 
 __all__ = [
-    "API_VERSIONS", "CaptureError", "Captured", "Device", "Dtype", "Tensor", "__array_api_version__",
+    "API_VERSIONS", "CaptureError", "Captured", "Device", "Dtype", "Reading", "Tensor", "__array_api_version__",
     "__array_namespace_info__", "__version__", "bfloat16", "bool", "capture", "complex128", "complex64",
     "default_device", "devices", "e", "einsum", "fft", "float16", "float32", "float64", "get_default_device",
     "get_printoptions", "inf", "int16", "int32", "int64", "int8", "io", "isdtype", "linalg", "nan", "newaxis", "pi",

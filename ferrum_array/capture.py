@@ -12,7 +12,7 @@ from ferrum_array.device import Device, get_default_device
 from ferrum_array.spec import Spec
 from ferrum_array.tensor import Tensor, wrap
 
-__all__ = ["CaptureError", "Captured", "capture"]
+__all__ = ["CaptureError", "Captured", "Reading", "capture"]
 
 _R = TypeVar("_R")
 _OURS = ("ferrum_array", "ferrum_ops", "ferrum_models")
@@ -28,6 +28,30 @@ class CaptureError(RuntimeError):
         >>> issubclass(fa.CaptureError, RuntimeError)
         True
     """
+
+
+@final
+class Reading:
+    """The values of a tensor on their way to the host, while the device goes on with other work.
+
+    The copy is in order with the work that was begun before: what is written into the tensor later is not seen. Only
+    to ask for the values waits.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> reading = fa.Reading(fa.asarray([1, 2]))
+        >>> reading.tolist()
+        [1, 2]
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Reading: a Tensor can be read, got {type(x).__name__}")
+        self._wait = x.device.backend.begin_to_host(x._data)
+
+    def tolist(self) -> Any:
+        """The values as nested lists of Python numbers; a number for a tensor without axes."""
+        return self._wait().tolist()
 
 
 @final

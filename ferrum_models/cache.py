@@ -80,22 +80,22 @@ class ModelCache:
         starts = SequenceMeta.packed(tokens).cu_seqlens
         return Pass(SequenceMeta(starts, kv_lens=tuple(after)), blocks)
 
-    def grow(self, rows: Sequence[int]) -> tuple[list[int], bool]:
+    def grow(self, rows: Sequence[int], unread: int = 0) -> tuple[list[int], bool]:
         """Where one more token of each of *rows* is written, and whether a row has got a block for it.
 
-        The tokens count once :meth:`grown` says so.
+        The tokens count once :meth:`grown` says so; so many before them are *unread*, and do not count yet either.
 
         Raises:
             ValueError: for a sequence that would be too long, or no free block; nothing has changed then.
         """
-        size, lengths = self.block_size, self.lengths
+        size, lengths = self.block_size, [n + unread for n in self.lengths]
         longest = max(lengths[row] for row in rows) + 1
         if longest > self.room.capacity:
             raise ValueError(
                 f"a sequence would have {longest} tokens, but the cache has room for {self.room.capacity}; make it "
                 "larger"
             )
-        needy = [row for row in rows if lengths[row] == len(self._blocks[row]) * size] if self._paged else []
+        needy = [row for row in rows if lengths[row] >= len(self._blocks[row]) * size] if self._paged else []
         if len(needy) > len(self._free):
             raise ValueError(
                 f"{len(needy)} more blocks of {size} tokens are needed, but {len(self._free)} of {self.room.blocks} "

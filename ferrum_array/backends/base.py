@@ -166,6 +166,11 @@ class Backend(ABC):
     def from_dlpack(self, obj: Any, *, copy: bool | None) -> Raw:
         """A raw array of another library's memory on this device."""
 
+    def begin_to_host(self, raw: Raw) -> Callable[[], Any]:
+        """Begin to copy the contents to the host; what is returned waits for them, and gives a NumPy array."""
+        host = self.to_host(raw, copy=True)
+        return lambda: host
+
     def record(self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw]) -> Recording | None:
         """What *run* does with arrays like *inputs*, to be replayed; None where the library has nothing like that.
 

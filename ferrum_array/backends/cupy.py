@@ -189,6 +189,22 @@ class CupyBackend(CupyFunctions, CupyLinalg):
             )
         return raw.get(order="C")
 
+    def begin_to_host(self, raw: Raw) -> Callable[[], Any]:
+        with self._device:
+            packed = raw if raw.flags.c_contiguous else raw.copy("C")
+            memory = cp.cuda.alloc_pinned_memory(max(1, packed.nbytes))
+            host: Any = np.frombuffer(memory, packed.dtype, packed.size).reshape(packed.shape)
+            done = cp.cuda.Event(disable_timing=True)
+            if packed.size:
+                packed.get(out=host, blocking=False)
+            done.record()
+
+        def wait() -> Any:
+            done.synchronize()
+            return host
+
+        return wait
+
     def from_peer(self, raw: Raw, source: Backend) -> Raw:
         if not isinstance(source, CupyBackend):
             return super().from_peer(raw, source)

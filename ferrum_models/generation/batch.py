@@ -130,7 +130,7 @@ class Batch:
             made = self._steps.advance(rows, [self._left[row][0] for row in rows])
         if made is not None and made.inside:
             return made.read()
-        logits = self._model.logits(self._read(rows)) if made is None else made.logits
+        logits = self._model.logits(self._read(rows)) if made is None else made.logits()
         chosen = self._chooser.choose(logits, None if len(rows) == len(self.ids) else rows)
         places = fa.arange(len(rows), device=logits.device)
         return chosen.tolist(), token_logprobs(logits)[places, chosen].tolist()

@@ -6,10 +6,10 @@ captured work reads them there, so that the host does nothing in a step but laun
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Final
 from weakref import WeakKeyDictionary
 
 import ferrum_array as fa
@@ -21,12 +21,14 @@ from ferrum_models.layers import RecurrentState, Room, Step
 from ferrum_ops import KVCache, SequenceMeta, embedding
 from ferrum_ops.placing import place
 
-__all__ = ["Steps", "step_obstacle", "use_captured_steps"]
+__all__ = ["Made", "Steps", "step_obstacle", "use_captured_steps"]
 
 #: a step is captured where so many follow: before, it runs twice for real
-_WORTH = 8
+_WORTH: Final = 8
 #: whole numbers of this many parts stand for the random numbers, which are multiples of it
-_PARTS = float(1 << 24)
+_PARTS: Final = float(1 << 24)
+#: rows of numbers that are sent for a step
+_SENT: Final = 5
 
 _wanted: ContextVar[bool | None] = ContextVar("ferrum_captured_steps", default=None)
 #: why the steps of a model could not be captured, or the choice of tokens in them
@@ -113,12 +115,14 @@ class Steps:
         if use and self.obstacle:
             raise CaptureError(f"decode steps of this model cannot be captured: {self.obstacle}")
         self._must = use is True
+        self._unread = 0  # steps that were begun, and whose results nobody has asked for
         self.inside = chooser.replayable and "choice" not in _refused.get(model, {})
 
-    def advance(self, rows: Sequence[int], tokens: Sequence[int]) -> _Made | None:
-        """The logits after one token more of each of *rows*, and what was chosen after them.
+    def advance(self, rows: Sequence[int], tokens: Sequence[int] | None = None) -> Made | None:
+        """One token more of each of *rows*: the step is begun, and not waited for.
 
-        None where steps cannot be captured; nothing has happened then.
+        Without *tokens* each row reads the token that was chosen in the step before, which must have been one of the
+        same rows, before the host knows it. None where steps cannot be captured; nothing has happened then.
 
         Raises:
             ValueError: for a sequence that would be too long for the cache or the model, and no free block.
@@ -128,30 +132,28 @@ class Steps:
         step = self._step(len(rows))
         if step is None:
             return None
-        cache = self._cache
-        slots, changed = cache.grow(rows)
-        size, blanks = step.size, step.size - len(rows)
-        held = [cache.lengths[row] for row in rows]
-        nowhere = [cache.slots] * blanks
+        cache, unread = self._cache, self._unread
+        slots, changed = cache.grow(rows, unread)
+        size = step.size
+        blanks = [0] * (size - len(rows))
+        places = [cache.lengths[row] + unread for row in rows]
+        draws = self._chooser.numbers(rows) if self.inside and self._chooser.chance else [0.0] * len(rows)
         numbers = [
-            *tokens,
-            *[0] * blanks,
-            *held,
-            *[0] * blanks,
-            *(n + 1 for n in held),
-            *[0] * blanks,
-            *slots,
-            *nowhere,
+            *(*([-1] * len(rows) if tokens is None else tokens), *blanks),
+            *(*places, *blanks),
+            *(*(place + 1 for place in places), *blanks),
+            *(*slots, *(cache.slots for _ in blanks)),
+            *(*(int(u * _PARTS) for u in draws), *blanks),
         ]
-        if self.inside and self._chooser.chance:
-            numbers += [*(int(u * _PARTS) for u in self._chooser.numbers(rows)), *[0] * blanks]
-        else:
-            numbers += [0] * size
-        device = self._model.device
-        tables = step.tables(cache, rows, changed)
-        made = step.run(fa.asarray(numbers, dtype=fa.int32, device=device).reshape(5, size), tables)
-        cache.grown(rows)
-        return _Made(made, len(rows), self.inside)
+        sent = fa.asarray(numbers, dtype=fa.int32, device=self._model.device).reshape(_SENT, size)
+        results = step(sent, step.tables(cache, rows, changed))
+        self._unread += 1
+        return Made(results, list(rows), self.inside, self._done)
+
+    def _done(self, rows: list[int]) -> None:
+        """The tokens of a step count from now on."""
+        self._unread -= 1
+        self._cache.grown(rows)
 
     def _step(self, rows: int) -> _Recorded | None:
         """The captured step for so many sequences, or None where it turns out that it cannot be captured."""
@@ -178,23 +180,35 @@ class Steps:
         return found
 
 
-class _Made(NamedTuple):
-    """What a step gave."""
+class Made:
+    """What a step gives, once it is done. To ask for it makes the step count: the cache then holds its tokens.
 
-    results: Any
-    rows: int
-    inside: bool
+    Attributes:
+        inside: whether tokens were chosen in it.
+    """
 
-    @property
+    def __init__(self, results: Tensor, rows: list[int], inside: bool, done: Callable[[list[int]], None]) -> None:
+        self.inside = inside
+        self._results, self._rows, self._done = results, rows, done
+        self._reading = fa.Reading(results) if inside else None  # before the next step is begun
+
     def logits(self) -> Tensor:
-        """[rows, V]; where tokens are chosen outside."""
-        logits: Tensor = self.results
-        return logits[: self.rows]
+        """[rows, V], until the next step is begun; where tokens are chosen outside."""
+        self._done(self._rows)
+        return self._results[: len(self._rows)]
 
     def read(self) -> tuple[list[int], list[float]]:
-        """The tokens that were chosen, -1 where none can be, and the logarithms of their probabilities."""
-        ids, logprobs = self.results.tolist()
-        return [int(one) for one in ids[: self.rows]], logprobs[: self.rows]
+        """Wait for the tokens that were chosen, -1 where none can be, and the logarithms of their probabilities.
+
+        Raises:
+            ValueError: where tokens are chosen outside.
+        """
+        if self._reading is None:
+            raise ValueError("this step ends with logits; choose a token by them")
+        ids, logprobs = self._reading.tolist()
+        self._done(self._rows)
+        count = len(self._rows)
+        return [int(one) for one in ids[:count]], logprobs[:count]
 
 
 class _Recorded:
@@ -210,8 +224,9 @@ class _Recorded:
         tables = {kind: rotary.table(bound, device) for kind, rotary in model.config.rotary.items()}
         starts = fa.arange(size + 1, dtype=fa.int32, device=device)
 
-        def decode_step(numbers: Tensor, blocks: Tensor) -> Tensor:
-            ids, places, keys, slots, draws = (numbers[row] for row in range(5))
+        def decode_step(numbers: Tensor, blocks: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+            given, places, keys, slots, draws = (numbers[row] for row in range(_SENT))
+            ids = fa.where(given >= 0, given.astype(fa.int64), before)
             # bounds for the host; what counts lies on the device
             host = tuple(number % spec.blocks for number in range(width))
             meta = SequenceMeta(
@@ -227,21 +242,32 @@ class _Recorded:
             }
             logits = model.logits(model.model(ids, Step(meta, turns, layers, known=True)))
             if chooser is None:
-                return logits
+                return logits, before
             chosen = chooser.replayed(logits, draws.astype(fa.float32) * (1.0 / _PARTS))
             numbered = fa.arange(logits.shape[-1], device=device) == fa.expand_dims(chosen, axis=-1)
             logprobs = fa.sum(fa.where(numbered, token_logprobs(logits), 0.0), axis=-1)
-            return fa.stack([chosen.astype(logprobs.dtype), logprobs])
+            return fa.stack([chosen.astype(logprobs.dtype), logprobs]), chosen
 
         self._blocks = fa.zeros((size, width), dtype=fa.int32, device=device)
         self._rows: list[int] = []
-        numbers = fa.asarray([[0] * size] * 3 + [[cache.slots] * size] + [[0] * size], dtype=fa.int32, device=device)
+        nothing = [[0] * size] * 3 + [[cache.slots] * size] + [[0] * size]
+        numbers = fa.asarray(nothing, dtype=fa.int32, device=device)
         state = [one for kept in layers for one in (kept.k, kept.v, kept.k_scale, kept.v_scale) if one is not None]
-        self.run: Captured[Tensor] = fa.capture(decode_step, numbers, self._blocks, state=state)
+        self._last = fa.zeros((size,), dtype=fa.int64, device=device)
+        examples = numbers, self._blocks, self._last
+        self._run: Captured[tuple[Tensor, Tensor]] = fa.capture(decode_step, *examples, borrow=True, state=state)
+
+    def __call__(self, numbers: Tensor, blocks: Tensor) -> Tensor:
+        """The tokens that are chosen and the logarithms of their probabilities, [2, size], or the logits [size, V].
+
+        They are overwritten by the next step. *numbers* are tokens or -1, places, numbers of keys, slots and draws.
+        """
+        results, self._last = self._run(numbers, blocks, self._last)
+        return results
 
     def moved(self) -> bool:
         """Whether the cache no longer lies where it lay."""
-        return self.run.moved
+        return self._run.moved
 
     def tables(self, cache: ModelCache, rows: Sequence[int], changed: bool) -> Tensor:
         """The blocks of *rows*, [size, width], copied to the device when they are others than before."""

@@ -10,7 +10,7 @@ import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
-from ferrum_models.generation.captured import Steps
+from ferrum_models.generation.captured import Made, Steps
 from ferrum_models.generation.prompt_cache import PromptCache
 from ferrum_models.generation.sampling import Chooser, Sampling, token_logprobs
 from ferrum_models.layers import RecurrentState
@@ -228,20 +228,24 @@ def _plain(
         return
     steps = Steps(model, cache, chooser, room)
     chosen, logprob = _choose(chooser, prefill(model, prompt, cache))
+    made: Made | None = None
     for number in range(1, room + 1):
         last = chosen in stops or number == room
         yield Token(chosen, logprob, last=last)
         if last:
             return
-        made = steps.advance([0], [chosen])
+        made = steps.advance([0], [chosen]) if made is None else made
         if made is None:
             fed = fa.asarray([chosen], dtype=fa.int64, device=model.device)
             chosen, logprob = _choose(chooser, model.logits(model.forward(fed, [1], cache)))
         elif made.inside:
-            (found,), (logprob,) = made.read()
+            # the next step is begun before the token is read, so that the device does not wait for the host
+            done, made = made, steps.advance([0]) if number + 1 < room else None
+            (found,), (logprob,) = done.read()
             chosen = _known(found)
         else:
-            chosen, logprob = _choose(chooser, made.logits)
+            chosen, logprob = _choose(chooser, made.logits())
+            made = None
 
 
 def _choose(chooser: Chooser, logits: Tensor) -> tuple[int, float]:
