@@ -170,6 +170,32 @@ def test_errors_of_the_function_are_its_own(device: fa.Device) -> None:
         fa.capture(broken, fa.zeros(1, device=device))(fa.zeros(1, device=device))
 
 
+def test_a_reading_is_of_its_time(device: fa.Device) -> None:
+    x = fa.asarray([[1.5, 2.0], [3.0, -0.0]], device=device)
+    reading = fa.Reading(x[:, ::-1])
+    x[...] = 9.0
+    assert reading.tolist() == [[2, 1.5], [-0.0, 3]]
+    assert fa.Reading(x[0, 0]).tolist() == 9
+    assert fa.Reading(x[:0]).tolist() == []
+    assert fa.Reading(x.astype("bf16")).tolist() == [[9, 9], [9, 9]]
+    with pytest.raises(TypeError, match="Reading: a Tensor can be read, got list"):
+        fa.Reading([1])  # type: ignore[arg-type]  # what is tested
+
+
+def test_a_state_must_be_tensors_of_the_device(device: fa.Device) -> None:
+    x = fa.zeros(2, device=device)
+    captured = fa.capture(lambda y: x + y, x, state=[x])
+    assert captured.state == (x,)
+    assert not captured.moved
+    assert captured(x + 1).tolist() == [1, 1]
+    with pytest.raises(TypeError, match="capture: state must hold Tensors, got float at place 0"):
+        fa.capture(lambda y: y, x, state=[1.0])  # type: ignore[list-item]  # what is tested
+    others = [one for one in fa.devices() if one is not device]
+    if others:
+        with pytest.raises(ValueError, match="a function is captured on one device"):
+            fa.capture(lambda y: y, x, state=[fa.zeros(1, device=others[0])])
+
+
 # On CUDA.
 
 
@@ -307,3 +333,35 @@ def test_half_floats_pass_through(device: fa.Device) -> None:
         x = fa.arange(12, dtype="f32", device=CUDA).astype(dtype).reshape(3, 4)
         captured = fa.capture(lambda x: x + x, fa.zeros((4, 3), dtype=dtype, device=CUDA))
         assert captured(x.mT).tolist() == (x.mT + x.mT).tolist()
+
+
+@pytest.mark.cuda
+def test_a_state_that_moves_is_told() -> None:
+    total = fa.zeros(2, device=CUDA)
+
+    def add(x: fa.Tensor) -> None:
+        nonlocal total
+        total += x
+
+    captured = fa.capture(add, fa.zeros(2, device=CUDA), state=[total])
+    captured(ones(2))
+    seen = total[:1]  # from now on somebody else sees the memory, so a write copies first
+    total += 1.0
+    assert captured.moved
+    with pytest.raises(ValueError, match="add: a tensor of its state has got other memory"):
+        captured(ones(2))
+    assert (seen.tolist(), total.tolist()) == ([1], [2, 2])
+
+
+@pytest.mark.cuda
+def test_a_reading_does_not_wait() -> None:
+    cp = pytest.importorskip("cupy")
+    x = ones(2)
+    reading = fa.Reading(x)
+    long = ones(1 << 26)
+    for _ in range(200):
+        long = long + 1
+    later = cp.cuda.Event()
+    later.record()
+    assert reading.tolist() == [1, 1]
+    assert not later.done

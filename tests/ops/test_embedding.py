@@ -51,6 +51,15 @@ def test_ids_outside_the_table(device: fa.Device, ids: list[int]) -> None:
         embedding(fa.ones((3, 2), device=device), fa.asarray(ids, dtype="i64", device=device))
 
 
+def test_ids_that_nobody_looks_at(device: fa.Device) -> None:
+    table = fa.asarray([[1.0], [2.0], [3.0]], device=device)
+    ids = fa.asarray([0, -5, 2, 3, 2**40], dtype="i64", device=device)
+    assert embedding(table, ids, check=False)[:, 0].tolist() == [1, 1, 3, 3, 3]
+    assert embedding(table, ids[:0], check=False).shape == (0, 1)
+    with pytest.raises(IndexError, match="has no rows to choose from"):
+        embedding(table[:0], ids, check=False)
+
+
 def test_what_is_in_use_is_told() -> None:
     table, ids = fa.ones((3, 2), dtype="f16"), fa.asarray([0])
     plain, scaled = explain(embedding, table, ids), explain(embedding, table, ids, scale=2.0)
