@@ -6,6 +6,7 @@ captured work reads them there, so that the host does nothing in a step but laun
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,7 +31,8 @@ _PARTS: Final = float(1 << 24)
 #: rows of numbers that are sent for a step
 _SENT: Final = 5
 
-_wanted: ContextVar[bool | None] = ContextVar("ferrum_captured_steps", default=None)
+_default = False if os.environ.get("FERRUM_CAPTURED_STEPS", "1") == "0" else None
+_wanted: ContextVar[bool | None] = ContextVar("ferrum_captured_steps", default=_default)
 #: why the steps of a model could not be captured, or the choice of tokens in them
 _refused: WeakKeyDictionary[CausalLM, dict[str, str]] = WeakKeyDictionary()
 
@@ -41,7 +43,7 @@ def use_captured_steps(use: bool | None) -> Iterator[None]:
 
     Args:
         use: None, which is how it is without this: where they can be. True: where they cannot, that is an error. False:
-            nowhere.
+            nowhere, as with the environment variable ``FERRUM_CAPTURED_STEPS=0``.
 
     Examples:
         >>> from ferrum_models import generate_ids, random_model, use_captured_steps
