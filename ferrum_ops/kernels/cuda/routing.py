@@ -17,6 +17,8 @@ from ferrum_ops.kernels.cuda.source import routing as source
 from ferrum_ops.moe import RoutePlan, ids_in_range
 
 __all__ = [
+    "ALONE",
+    "MANY",
     "combine_refuses",
     "combined",
     "moe_combine",
@@ -34,11 +36,14 @@ _PLACE: Final = Kernel(source.place)
 _PERMUTE: Final = Kernel(source.permute, aligned=("size", "x_step"))
 _COMBINE: Final = Kernel(source.combine, aligned=("size", "y_step", "residual_step"))
 
+#: up to so many choices one program makes the plan
+ALONE: Final = 1024
+#: from so many tokens on a program routes several
+MANY: Final = 512
 _EXPERTS: Final = 1024  # more have no kernel
 _PLACES: Final = 64  # nor have more choices of a token
-_ALONE: Final = 1024  # up to so many choices one program makes the plan
 _PROGRAMS: Final = 128  # so many at most for more choices
-_TILE: Final = 4096  # numbers of a program that routes, or counts
+_TILE: Final = 16384  # numbers of a program that routes, or counts
 
 
 def route_refuses(
@@ -67,10 +72,10 @@ def moe_route(
         groups = n_group if chosen else 1
         size = experts // groups
         wide, high = power_of_two(size), power_of_two(groups)
-        at_once = 1 if tokens < 1024 else max(1, min(16, 2048 // (wide * high)))
+        at_once = 4 if tokens >= MANY and wide * high <= 256 else 1
         _ROUTE(
             (-(-tokens // at_once),), logits, None if bias is None else in_order(bias), ids, weights, tokens, experts,
-            size, step, scale, warps=1 if wide * high <= 256 else 4, K=k, SIGMOID=score == "sigmoid", NORM=norm,
+            size, step, scale, warps=4 if wide * high > 256 else at_once, K=k, SIGMOID=score == "sigmoid", NORM=norm,
             CHOSEN=chosen, T=at_once, GROUPS=high, SIZE=wide, PLACES=power_of_two(k),
         )  # fmt: skip
     return ids, weights
@@ -94,17 +99,17 @@ def plan_of(ids: Tensor, experts: int, block: int = 1) -> RoutePlan:
         order = empty((choices,), ids)
     inverse, offsets = empty(ids._data.shape, ids), empty((experts + 1,), ids)
     wide = power_of_two(experts)
-    tile = max(16, min(64, _TILE // wide))
+    tile = max(16, min(128, _TILE // wide, power_of_two(choices)))
     blocks = -(-choices // tile)
     counts, programs, steps = None, 1, blocks
-    if choices > _ALONE:
+    if choices > ALONE:
         steps = -(-blocks // _PROGRAMS)
         programs = -(-blocks // steps)
         counts = empty((programs, wide), ids, fa.int32)
-        _COUNT((programs,), ids, counts, choices, steps, warps=4, EXPERTS=wide, BLOCK=tile)
+        _COUNT((programs,), ids, counts, choices, steps, warps=8, EXPERTS=wide, BLOCK=tile)
     _PLACE(
         (programs,), ids, counts, order, inverse, offsets, choices, steps, experts, block,
-        warps=4, EXPERTS=wide, BLOCK=tile, AT_ONCE=16,
+        warps=8, EXPERTS=wide, BLOCK=tile, AT_ONCE=max(1, _TILE // wide),
     )  # fmt: skip
     return RoutePlan(order, inverse, offsets, block)
 
