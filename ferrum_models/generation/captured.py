@@ -17,7 +17,7 @@ import ferrum_array as fa
 from ferrum_array import Captured, CaptureError, Device, Tensor
 from ferrum_models.cache import ModelCache
 from ferrum_models.causal import CausalLM
-from ferrum_models.generation.sampling import Chooser, token_logprobs
+from ferrum_models.generation.sampling import Chooser
 from ferrum_models.layers import RecurrentState, Room, Step
 from ferrum_ops import KVCache, SequenceMeta, embedding
 from ferrum_ops.placing import place
@@ -182,6 +182,16 @@ class Steps:
         return found
 
 
+def _logprobs(logits: Tensor, chosen: Tensor) -> Tensor:
+    """What ``token_logprobs`` has for the token *chosen* [n] after each row of logits [n, V], and nothing more."""
+    rows, vocabulary = logits.shape
+    top = fa.max(logits, axis=-1)
+    total = fa.sum(fa.exp(logits - fa.expand_dims(top, axis=-1)), axis=-1)
+    places = chosen + fa.arange(rows, device=logits.device) * vocabulary
+    own = embedding(logits.reshape(rows * vocabulary, 1), places, check=False)
+    return own[:, 0] - top - fa.log(total)
+
+
 class Made:
     """What a step gives, once it is done. To ask for it makes the step count: the cache then holds its tokens.
 
@@ -246,8 +256,7 @@ class _Recorded:
             if chooser is None:
                 return logits, before
             chosen = chooser.replayed(logits, draws.astype(fa.float32) * (1.0 / _PARTS))
-            numbered = fa.arange(logits.shape[-1], device=device) == fa.expand_dims(chosen, axis=-1)
-            logprobs = fa.sum(fa.where(numbered, token_logprobs(logits), 0.0), axis=-1)
+            logprobs = _logprobs(logits, chosen)
             return fa.stack([chosen.astype(logprobs.dtype), logprobs]), chosen
 
         self._blocks = fa.zeros((size, width), dtype=fa.int32, device=device)
