@@ -14,6 +14,7 @@ import pytest
 import ferrum_array as fa
 from ferrum_models import Batch, CausalLM, Sampling, generate_ids, random_model, step_obstacle, use_captured_steps
 from ferrum_models.generation import captured
+from ferrum_models.generation.sampling import Chooser
 from ferrum_ops import registry
 
 TINY = {
@@ -98,6 +99,15 @@ def test_a_cache_keeps_its_steps() -> None:
     assert list(cache.steps.values()) == [step]
     assert cache.lengths == [3 + 8 + 1 + 8]
     assert first == text(model, [1, 2, 3], 9, False)
+
+
+def test_random_numbers_are_sent_whole() -> None:
+    chooser = Chooser(Sampling(temperature=1.0, seed=5), [[1], [2]], 9, fa.Device("cpu"))
+    numbers = [u for _ in range(100) for u in chooser.numbers([0, 1])]
+    assert all(int(u * captured._PARTS) / captured._PARTS == u for u in numbers)
+    assert any(int(u * captured._PARTS / 2) * 2 / captured._PARTS != u for u in numbers), "half as many parts do too"
+    assert numbers[::2] == numbers[1::2], "rows with one seed have one stream"
+    assert numbers[::2] == fa.random.default_rng(5).uniform(100, dtype="f32", device="cpu").tolist()
 
 
 def test_why_not() -> None:
