@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.causal import CausalLM
-from ferrum_models.generation.captured import Steps
+from ferrum_models.generation.captured import Made, Steps
 from ferrum_models.generation.sampling import Chooser, Sampling, token_logprobs
 from ferrum_models.generation.text import Prompt, TextRow, prompt_ids
 from ferrum_models.generation.tokens import Token, checked_prompt
@@ -90,6 +90,7 @@ class Batch:
             len(prompts), min(max(lengths) + max_new_tokens, limit), dtype=kv_dtype, kind=kind
         )
         self._steps = Steps(model, self._cache, self._chooser, max(self._rooms))
+        self._ahead: Made | None = None  # a step that was begun before the tokens of the last one were known
         #: the ids that each row has got
         self.ids: list[list[int]] = [[] for _ in prompts]
         #: the rows that go on
@@ -125,11 +126,16 @@ class Batch:
 
     def _next(self, rows: list[int]) -> tuple[list[int], list[float]]:
         """The next token of each of *rows*, -1 where none can be chosen, and the logarithms of their probabilities."""
-        made = None
-        if all(len(self._left[row]) == 1 for row in rows):
+        made, self._ahead = self._ahead, None
+        if made is None and all(len(self._left[row]) == 1 for row in rows):
             made = self._steps.advance(rows, [self._left[row][0] for row in rows])
         if made is not None and made.inside:
-            return made.read()
+            # The next step is begun before the tokens are read, so that the device does not wait for the host. A row
+            # that turns out to have ended is in it for nothing.
+            if made.rows == rows and all(len(self.ids[row]) + 2 <= self._rooms[row] for row in rows):
+                self._ahead = self._steps.advance(rows)
+            found = dict(zip(made.rows, zip(*made.read(), strict=True), strict=True))
+            return [found[row][0] for row in rows], [found[row][1] for row in rows]
         logits = self._model.logits(self._read(rows)) if made is None else made.logits()
         chosen = self._chooser.choose(logits, None if len(rows) == len(self.ids) else rows)
         places = fa.arange(len(rows), device=logits.device)

@@ -196,18 +196,19 @@ class Made:
     """What a step gives, once it is done. To ask for it makes the step count: the cache then holds its tokens.
 
     Attributes:
+        rows: the sequences.
         inside: whether tokens were chosen in it.
     """
 
     def __init__(self, results: Tensor, rows: list[int], inside: bool, done: Callable[[list[int]], None]) -> None:
-        self.inside = inside
-        self._results, self._rows, self._done = results, rows, done
+        self.rows, self.inside = rows, inside
+        self._results, self._done = results, done
         self._reading = fa.Reading(results) if inside else None  # before the next step is begun
 
     def logits(self) -> Tensor:
         """[rows, V], until the next step is begun; where tokens are chosen outside."""
-        self._done(self._rows)
-        return self._results[: len(self._rows)]
+        self._done(self.rows)
+        return self._results[: len(self.rows)]
 
     def read(self) -> tuple[list[int], list[float]]:
         """Wait for the tokens that were chosen, -1 where none can be, and the logarithms of their probabilities.
@@ -218,8 +219,8 @@ class Made:
         if self._reading is None:
             raise ValueError("this step ends with logits; choose a token by them")
         ids, logprobs = self._reading.tolist()
-        self._done(self._rows)
-        count = len(self._rows)
+        self._done(self.rows)
+        count = len(self.rows)
         return [int(one) for one in ids[:count]], logprobs[:count]
 
 

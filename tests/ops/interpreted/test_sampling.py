@@ -85,6 +85,16 @@ def test_tokens_are_those_of_the_reference(
     assert got.tolist() == want.tolist()
 
 
+def test_a_draw_between_two_parts() -> None:
+    """All tokens are alike, so u says which one; some fall on the first of a part."""
+    for size in (128, 256, 300):
+        places = np.arange(size)
+        u = fa.asarray(((places + 1e-4) / size).astype("f4"))
+        assert sampling.sample(fa.zeros((size, size)), u, 0).tolist() == places.tolist()
+    exact = fa.asarray([0.0, 0.25, 0.5, 0.75])
+    assert sampling.sample(fa.zeros((4, 512)), exact, 0).tolist() == [0, 128, 256, 384]
+
+
 RULES = st.fixed_dictionaries(
     {},
     optional={
