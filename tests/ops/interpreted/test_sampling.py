@@ -87,10 +87,9 @@ def test_tokens_are_those_of_the_reference(
 
 def test_a_draw_between_two_parts() -> None:
     """All tokens are alike, so u says which one; some fall on the first of a part."""
-    for size in (128, 256, 300):
-        places = np.arange(size)
-        u = fa.asarray(((places + 1e-4) / size).astype("f4"))
-        assert sampling.sample(fa.zeros((size, size)), u, 0).tolist() == places.tolist()
+    places = np.asarray([0, 127, 128, 255, 256, 299])
+    u = fa.asarray(((places + 1e-3) / 300).astype("f4"))
+    assert sampling.sample(fa.zeros((6, 300)), u, 0).tolist() == places.tolist()
     exact = fa.asarray([0.0, 0.25, 0.5, 0.75])
     assert sampling.sample(fa.zeros((4, 512)), exact, 0).tolist() == [0, 128, 256, 384]
 
