@@ -206,7 +206,10 @@ class Chooser:
         if not self._sampling.greedy:
             chance = fa.asarray(self.numbers(numbers), dtype=fa.float32, device=self._device)
         ids = sample(self.processed(logits, rows), chance)
-        if self._counts is not None:
+        if self._counts is not None and rows is None:  # which nothing need be read back for
+            same = fa.arange(logits.shape[-1], device=self._device) == fa.expand_dims(ids, axis=-1)
+            self._counts = self._counts + same.astype(fa.int64)
+        elif self._counts is not None:
             places = fa.asarray(list(numbers), dtype=fa.int64, device=self._device)
             self._counts[places, ids] = self._counts[places, ids] + 1
         return ids
