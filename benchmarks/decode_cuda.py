@@ -114,11 +114,12 @@ def made(config: dict[str, Any], device: str) -> CausalLM:
 
 
 def in_fewer_bits(model: CausalLM, scheme: str) -> CausalLM:
-    """The model with its matrices in *scheme*: what ``convert`` quantises."""
+    """The model with its matrices in *scheme*, but for routers and the embedding, of which a step reads rows alone."""
 
     def rounded(path: str, x: Parameter) -> Parameter:
         assert isinstance(x, fa.Tensor), "nothing is quantised yet"
-        return x if x.ndim < 2 or path.endswith("mlp.gate.weight") else quantize(x, scheme)
+        kept = path.endswith(("embed_tokens.weight", "mlp.gate.weight"))
+        return x if kept or x.ndim < 2 else quantize(x, scheme)
 
     return model.map(rounded)
 
