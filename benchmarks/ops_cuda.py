@@ -10,8 +10,9 @@ Ours and PyTorch's ways work on the same memory, in one process. Before a row is
 compared with float64's, and a row whose results are further away than their dtype explains is an error. Inputs take
 turns, so that those that are large lie in memory and not in the cache; small ones lie in the cache. The time is that of
 the device between two events, the median of several bursts: the host puts the calls of a burst into the queue while the
-device is kept busy, so that the device never waits for the host. Calls of less than 200 us are also captured in a graph,
-whose replay counts; the others are marked ``eager``. What the host spends on a call of ours is a column of its own. The table is Markdown.
+device is kept busy, so that the device never waits for the host. Calls of less than 200 us are also captured in a
+graph, whose replay counts; the others are marked ``eager``. What the host spends on a call of ours is a column of its
+own. The table is Markdown.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from benchmarks.matmul_cuda import machine
 
 __all__ = ["GROUPS", "Ceilings", "Measured", "check", "line", "main"]
 
-#: a shorter call is replayed from a graph, in microseconds: between launches that the host makes the device idles
+#: a shorter call is replayed from a graph, in microseconds: between launches from the queue the device idles longer
 _SHORT = 200.0
 #: a burst of calls is about so long on the device, in microseconds
 _BURST = 3000.0
