@@ -58,6 +58,7 @@ def test_append_is_the_reference(cpu: fa.Device, data: st.DataObject) -> None:
 
 
 @example(values=[float(np.finfo(np.float32).max), -1.0])
+@example(values=[127.0, 0.5, 1.5, -2.5, -0.5])
 @example(values=[1e-45, -3e-45, 0.0])
 @example(values=[fa.nan, 1.0, -2.0])
 @example(values=[1.0, fa.inf])

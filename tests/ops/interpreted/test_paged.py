@@ -148,9 +148,9 @@ def test_rings(cpu: fa.Device, data: st.DataObject) -> None:
 
 def test_the_configurations_as_they_are(cpu: fa.Device) -> None:
     """A batch of prompts, single tokens and what has no tokens, with the real tiles."""
-    keys, queries = (300, 90, 7, 0, 40), (1, 90, 0, 0, 3)
-    spec = KVSpec(2, 16, 40, 16, "paged", fa.float16)
-    case = Case(spec, keys, queries, shuffled_tables(keys, 16, 40, 5))
+    keys, queries = (300, 90, 7, 0, 40, 40), (1, 90, 0, 0, 3, 5)
+    spec = KVSpec(2, 16, 45, 16, "paged", fa.float16)
+    case = Case(spec, keys, queries, shuffled_tables(keys, 16, 45, 5))
     cache, k, v = filled(case, cpu, fa.float16, 0)
     q, exact = queries_of(case, fa.float16, cpu, 4, False)
     out, sums, chosen = attended(q, cache, case.meta)
