@@ -5,7 +5,7 @@
 
 The models have the shapes of Qwen3-8B and of Qwen3-30B-A3B. Weights are drawn on the device, in bfloat16; transformers
 works on the same memory, and int4 is made of them. Decoding reads one token of each sequence at a time, chooses the
-likeliest and reads that back, as generation does, in steps that are captured. What sequences hold before is simulated:
+likeliest and reads that back, as a ``Batch`` does, in steps that are captured. What sequences hold before is simulated:
 their caches are filled with random keys and values. transformers has a static cache, of the room that ours has, and a
 step that ``torch.compile`` makes with ``mode="reduce-overhead"``; it has no weights of 4 bits here, so ours of 4 bits
 stand beside its of 16.
@@ -39,12 +39,11 @@ from benchmarks.decode_cpu import CONFIG, distance
 from benchmarks.decode_cuda_peer import Transformers
 from benchmarks.matmul_cuda import machine
 from benchmarks.ops_cuda import Ceilings, ceilings
-from ferrum_models.cache import ModelCache
+from ferrum_models import Batch
 from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
 from ferrum_models.families import family
-from ferrum_models.generation.captured import Steps, use_captured_steps
-from ferrum_models.generation.sampling import Chooser, Sampling
+from ferrum_models.generation.captured import use_captured_steps
 from ferrum_models.layers import Parameter
 from ferrum_models.weights import RandomWeights
 from ferrum_ops import KVCache, SequenceMeta, kv_append, quantize
@@ -168,19 +167,16 @@ def prompt_flops(model: CausalLM, tokens: int) -> float:
 
 
 class Ours:
-    """Ferrum, whose decode steps are captured in graphs, unless *captured* says otherwise."""
+    """Ferrum's batches, whose decode steps are captured in graphs, unless *captured* says otherwise."""
 
     def __init__(self, model: CausalLM, *, captured: bool = True) -> None:
         self.model = model
         self._captured = captured
-        self._cache: ModelCache | None = None
-        self._steps: Steps | None = None
-        self._chooser = Chooser(Sampling(), [[0]], model.config.vocab_size, model.device)
-        self._ids: list[int] = []
+        self._batch: Batch | None = None
 
     def forget(self) -> None:
         """Free the memory of keys and values."""
-        self._cache = self._steps = None
+        self._batch = None
 
     def fill(self, batch: int, context: int, room: int) -> None:
         """Each of *batch* sequences has *context* random keys and values, and *room* in all.
@@ -188,37 +184,23 @@ class Ours:
         Raises:
             CaptureError: if steps shall be captured and cannot be.
         """
-        device = self.model.device
-        cache = self.model.make_cache(batch, room, kind="paged", chunk=context)
+        with use_captured_steps(self._captured):
+            made = Batch(self.model, [[1]] * batch, max_new_tokens=room - 1, stop_ids=(), kind="paged")
+        cache = made._cache  # which no user fills with random numbers
         plan = cache.plan([context] * batch)
         meta = SequenceMeta(plan.meta.cu_seqlens, kv_lens=plan.meta.key_lengths, block_tables=plan.blocks)
         for kept in cache.layers:
             assert isinstance(kept, KVCache), "these models attend in all layers"
             shape = (batch * context, kept.spec.kv_heads, kept.spec.head_dim)
-            k, v = (shared(normal(str(device), *shape)) for _ in range(2))
+            k, v = (shared(normal(str(kept.device), *shape)) for _ in range(2))
             kv_append(kept, k, v, meta)
         cache.commit(plan, {})
-        self._cache, self._ids = cache, [1] * batch
-        self._chooser = Chooser(Sampling(), [[1]] * batch, self.model.config.vocab_size, device)
-        with use_captured_steps(self._captured):
-            self._steps = Steps(self.model, cache, self._chooser, room - context)
+        self._batch = made
 
     def decode(self) -> list[int]:
         """Read a token of each sequence; the result are the likeliest next ones, which are read next time."""
-        assert self._cache is not None, "fill comes first"
-        assert self._steps is not None, "it comes with the cache"
-        batch = len(self._ids)
-        made = self._steps.advance(range(batch), self._ids)
-        if made is not None and self._steps.inside:
-            self._ids = made.read()[0]
-            return self._ids
-        if made is not None:
-            logits = made.logits
-        else:
-            ids = fa.asarray(self._ids, dtype=fa.int64, device=self.model.device)
-            logits = self.model.logits(self.model.forward(ids, [1] * batch, self._cache))
-        self._ids = self._chooser.choose(logits).tolist()
-        return self._ids
+        assert self._batch is not None, "fill comes first"
+        return [token.id for token in self._batch.step().values()]
 
     def prefill(self, ids: list[int]) -> torch.Tensor:
         """The logits [V] after a prompt."""
