@@ -175,9 +175,29 @@ register(
     _row("embedding", "sampling:embedding", "scale"),
     _row("sample", "sampling:sample", "u", when="sampling:sample_refuses"),
     _row(
+        "sample",
+        "sampling:sample_told",
+        *("u", "logprobs", "model"),
+        name="sample_told",
+        when="sampling:sample_refuses",
+    ),
+    _row(
         "process_logits",
         "sampling:process_logits",
         *("bias", "temperature", "top_k", "top_p", "min_p"),
         when="sampling:process_logits_refuses",
+    ),
+)
+
+_ATTENDS = ("full", "window", "softcap", "sinks", "bias", "meta")
+
+register(
+    _row("attention", "attending:attention", *_ATTENDS, when="attending:refuses"),
+    _row(
+        "attention",
+        "attending:attention_with_sums",
+        *(*_ATTENDS, "lse"),
+        name="attention_with_sums",
+        when="attending:refuses",
     ),
 )

@@ -30,7 +30,7 @@ _ALIGNED: Final = 16
 #: queries of a block of the kernel for Hopper
 _BLOCK: Final = 128
 #: bytes of keys and values that are to stay in the second cache while blocks of queries pass over them
-_CACHED: Final = 24 << 20
+_CACHED: Final = 40 << 20
 
 
 class Config(NamedTuple):
@@ -319,7 +319,7 @@ def _on_hopper(call: _Call, config: HopperConfig) -> None:
     batches, queries, keys, table = call.batches, call.queries, call.keys, None
     blocks, units = -(-queries // _BLOCK), batches * call.heads
     dims = max(64, power_of_two(call.dim)), max(64, power_of_two(call.value_dim))
-    held = keys * sum(dims) * 2 // call.group
+    shares = -(-(keys * sum(dims) * 2 * units // call.group) // _CACHED)
     if call.meta is not None:
         table = _table(call.meta, call.causal, call.out.device)
         batches, queries, keys = 1, call.q.tensor._data.shape[0], call.k.tensor._data.shape[0]
@@ -328,7 +328,7 @@ def _on_hopper(call: _Call, config: HopperConfig) -> None:
         (min(processors(call.out.device), blocks * units),),
         *(call.q.tensor, call.k.tensor, call.v.tensor, call.out, call.sums, call.sinks, table),
         *(batches, queries, keys, call.heads, blocks, units),
-        min(units, max(1, _CACHED // held // call.group) * call.group),
+        -(-units // shares // call.group) * call.group,
         *(*call.q[1:], *call.k[1:], *call.v[1:], *call.numbers),
         GROUP=call.group,
         HEAD=call.dim,

@@ -18,6 +18,7 @@ from ferrum_ops.kernels.cuda.attending import Config
 from ferrum_ops.tiled import AttentionOptions
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import HALVES, LIES, lying, poison
+from tests.ops.interpreted.test_launch import _compiling
 from tests.ops.oracle import Array, check, noise
 from tests.ops.test_attention import exact_attention
 
@@ -150,3 +151,23 @@ def test_weights_of_few_keys_are_not_rounded() -> None:
 def test_long_heads_are_refused() -> None:
     x = fa.zeros((1, 1, 257), device="cpu")
     assert attending.refuses(x, x, x, None, None, AttentionOptions(1.0)) == "takes heads of up to 256, not 257+257"
+
+
+@pytest.mark.parametrize(("dim", "value_dim"), [(64, 64), (128, 128), (192, 128), (256, 256)])
+def test_kernels_for_hopper_compile_with_bulk_copies_and_tensor_cores(dim: int, value_dim: int) -> None:
+    printed = _compiling(f"""
+        from ferrum_ops.kernels.cuda import attending
+        kernel, config = attending._hopper_kernel(), attending._hopper_config({dim}, {value_dim})
+        kinds = [fa.bfloat16] * 4 + [fa.float32, None, None] + ["i32"] * 7 + [("i32",)] * 9 + ["fp32", None, None]
+        made = kernel.compiled(
+            90, 4, 3, kinds,
+            dict(
+                GROUP=4, HEAD={dim}, VALUE={value_dim}, D=attending.power_of_two({dim}), DV={value_dim},
+                BN=config.keys, STAGES=config.stages, SLOTS=config.slots, CAUSAL=True, TURNS=config.turns,
+                SHARED=config.shared,
+            ),
+        )
+        ptx = made.asm["ptx"]
+        print("wgmma.mma_async" in ptx, "cp.async.bulk.tensor" in ptx, made.metadata.shared <= 227 * 1024)
+    """)
+    assert printed.split() == ["True"] * 3

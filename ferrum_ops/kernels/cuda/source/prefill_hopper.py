@@ -17,125 +17,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from ferrum_ops.kernels.cuda.source.prefill_copies import ROWS, dealt, place_of, produce, seen
+
 __all__ = ["attention"]
 
 _LOG2_E: gl.constexpr = gl.constexpr(1.4426950408889634)
 _LN_2: gl.constexpr = gl.constexpr(0.6931471805599453)
-_ROWS: gl.constexpr = gl.constexpr(64)  # queries of a consumer
 _TURN: gl.constexpr = gl.constexpr("bar.sync $1, 256; mov.b32 $0, $1;")
 _NEXT: gl.constexpr = gl.constexpr("bar.arrive $1, 256; mov.b32 $0, $1;")
-
-
-# What a program works on.
-
-
-@gluon.jit
-def _dealt(tiles):
-    """How many tiles this program has. Rounds of tiles are dealt forwards and backwards in turn: the first are long."""
-    programs = gl.num_programs(0)
-    pid = gl.program_id(0)
-    rounds = tiles // programs
-    seat = gl.where(rounds % 2 == 0, pid, programs - 1 - pid)
-    return rounds + gl.where(seat < tiles - rounds * programs, 1, 0)
-
-
-@gluon.jit
-def _place(turn, work, CAUSAL: gl.constexpr):
-    """Where the tile of this turn lies: the first query and key of its sequence, their numbers, block, batch and head.
-
-    Units, heads of a batch, come in chunks whose keys the cache holds; of a chunk, blocks that see most come first.
-    Blocks of packed sequences come in the order of the table, which says in what line of it a block's sequence is.
-    """
-    blocks, heads, units, chunk, queries, keys, table = work
-    programs = gl.num_programs(0)
-    pid = gl.program_id(0)
-    tile = turn * programs + gl.where(turn % 2 == 0, pid, programs - 1 - pid)
-    zero = gl.to_tensor(0)
-    first, begin, batch = zero, zero, zero
-    if table is None:
-        first_unit = tile // (chunk * blocks) * chunk
-        rest = tile - first_unit * blocks
-        size = gl.minimum(chunk, units - first_unit)
-        block = rest // size
-        unit = first_unit + rest - block * size
-        if CAUSAL:
-            block = blocks - 1 - block
-        batch = unit // heads
-        head = unit - batch * heads
-    else:
-        line = tile // heads
-        head = tile - line * heads
-        at = table + line * 5
-        block = gl.load(at)
-        first = gl.load(at + 1)
-        queries = gl.load(at + 2)
-        begin = gl.load(at + 3)
-        keys = gl.load(at + 4)
-    return first, queries, begin, keys, block, batch, head
-
-
-@gluon.jit
-def _seen(block, queries, keys, window, PARTS: gl.constexpr, BN: gl.constexpr, CAUSAL: gl.constexpr):
-    """The tiles of keys that some query of the block sees: the first, and the one behind the last; at least one."""
-    low = 0
-    high = gl.cdiv(keys, BN)
-    if CAUSAL:
-        start = block * PARTS * _ROWS + keys - queries
-        end = gl.minimum(start + PARTS * _ROWS, keys)
-        high = gl.minimum(high, gl.cdiv(gl.maximum(end, 0), BN))
-        if window is not None:
-            low = gl.maximum(start - window + 1, 0) // BN
-    return low, gl.maximum(high, low + 1)
-
-
-# Copies.
-
-
-@gluon.jit
-def _copy(desc, batch, row, head, at, ring, full, empty):
-    """Tile number *at* of all that go through a ring: when its place is free, the copy begins."""
-    stage = at % ring.shape[0]
-    size: gl.constexpr = ring.shape[2] * ring.shape[4] * ring.dtype.primitive_bitwidth // 8
-    mbarrier.wait(empty.index(stage), ((at // ring.shape[0]) & 1) ^ 1)
-    mbarrier.expect(full.index(stage), size)
-    tma.async_copy_global_to_shared(desc, [batch, row, head, 0], full.index(stage), ring.index(stage))
-
-
-@gluon.jit
-def _produce(q_desc, k_desc, v_desc, tiles, work, window, rings, signs, GROUP: gl.constexpr, CAUSAL: gl.constexpr):
-    """Copies in the order in which they are needed: the values of a tile behind the keys of the next."""
-    q_ring, k_ring, v_ring, _ = rings
-    q_full, q_empty, k_full, k_empty, v_full, v_empty = signs
-    SLOTS: gl.constexpr = q_full.shape[0]
-    PARTS: gl.constexpr = q_ring.shape[0] // SLOTS
-    BN: gl.constexpr = k_ring.shape[2]
-    at = 0
-    last_batch = 0
-    last_row = 0
-    last_head = 0
-    for turn in range(_dealt(tiles)):
-        first, queries, begin, keys, block, batch, head = _place(turn, work, CAUSAL)
-        low, high = _seen(block, queries, keys, window, PARTS, BN, CAUSAL)
-        slot = turn % SLOTS
-        mbarrier.wait(q_empty.index(slot), ((turn // SLOTS) & 1) ^ 1)
-        mbarrier.expect(q_full.index(slot), PARTS * _ROWS * q_ring.shape[4] * q_ring.dtype.primitive_bitwidth // 8)
-        for part in gl.static_range(PARTS):
-            row = first + (block * PARTS + part) * _ROWS
-            place = q_ring.index(slot * PARTS + part)
-            tma.async_copy_global_to_shared(q_desc, [batch, row, head, 0], q_full.index(slot), place)
-        for i in range(high - low):
-            row = begin + (high - 1 - i) * BN
-            _copy(k_desc, batch, row, head // GROUP, at, k_ring, k_full, k_empty)
-            if at > 0:
-                _copy(v_desc, last_batch, last_row, last_head, at - 1, v_ring, v_full, v_empty)
-            at += 1
-            last_batch = batch
-            last_row = row
-            last_head = head // GROUP
-    _copy(v_desc, last_batch, last_row, last_head, at - 1, v_ring, v_full, v_empty)
-
-
-# Products.
 
 
 @gluon.jit
@@ -152,7 +41,7 @@ def _ask(at, q, ring, full, L: gl.constexpr):
     stage = at % ring.shape[0]
     mbarrier.wait(full.index(stage), (at // ring.shape[0]) & 1)
     keys = ring.index(stage).reshape([BN, ring.shape[4]]).permute([1, 0])
-    zeros = gl.zeros([_ROWS, BN], gl.float32, layout=L)
+    zeros = gl.zeros([ROWS, BN], gl.float32, layout=L)
     return warpgroup_mma(q, keys, zeros, use_acc=False, is_async=True)
 
 
@@ -243,11 +132,11 @@ def _first(at, tile, q, top, total, place, keys, numbers, rings, signs, PART: gl
 def _start(sinks, head, S: gl.constexpr):
     """The greatest score and the sum of a row that has seen nothing but its sink."""
     if sinks is None:
-        top = gl.full([_ROWS], float("-inf"), gl.float32, layout=S)
-        total = gl.zeros([_ROWS], gl.float32, layout=S)
+        top = gl.full([ROWS], float("-inf"), gl.float32, layout=S)
+        total = gl.zeros([ROWS], gl.float32, layout=S)
     else:
-        top = gl.zeros([_ROWS], gl.float32, layout=S) + gl.load(sinks + head).to(gl.float32) * _LOG2_E
-        total = gl.full([_ROWS], 1.0, gl.float32, layout=S)
+        top = gl.zeros([ROWS], gl.float32, layout=S) + gl.load(sinks + head).to(gl.float32) * _LOG2_E
+        total = gl.full([ROWS], 1.0, gl.float32, layout=S)
     return top, total
 
 
@@ -274,7 +163,7 @@ def _finish(
     R: gl.constexpr = result.type.layout
     some = gl.where(total == 0.0, 1.0, total)
     if lse is not None:
-        rows = row + gl.arange(0, _ROWS, layout=S)
+        rows = row + gl.arange(0, ROWS, layout=S)
         line = (first + rows).to(gl.int64)
         if not PACKED:
             line += batch.to(gl.int64) * queries
@@ -282,13 +171,13 @@ def _finish(
         gl.store(lse + line * heads + head, sums, mask=rows < queries)
     result = (result * gl.convert_layout(1.0 / some, gl.SliceLayout(1, R))[:, None]).to(out.dtype.element_ty)
     tma.store_wait(0)
-    if PACKED and row + _ROWS > queries:  # what lies behind belongs to another sequence
-        lines = row + gl.arange(0, _ROWS, layout=gl.SliceLayout(1, R))
+    if PACKED and row + ROWS > queries:  # what lies behind belongs to another sequence
+        lines = row + gl.arange(0, ROWS, layout=gl.SliceLayout(1, R))
         columns = gl.arange(0, result.shape[1], layout=gl.SliceLayout(0, R))
         to = out + ((first + lines).to(gl.int64) * heads + head)[:, None] * VALUE + columns[None, :]
         gl.store(to, result, mask=(lines < queries)[:, None] & (columns < VALUE)[None, :])
     else:
-        mine.reshape([_ROWS, result.shape[1]]).store(result)
+        mine.reshape([ROWS, result.shape[1]]).store(result)
         fence_async_shared()
         tma.async_copy_shared_to_global(o_desc, [batch, first + row, head, 0], mine)
 
@@ -316,29 +205,29 @@ def _consume(
     S: gl.constexpr = gl.SliceLayout(1, L)
     PACKED: gl.constexpr = work[6] is not None
     heads = work[1]
-    turns = _dealt(tiles)
+    turns = dealt(tiles)
     at = 0  # how many tiles of keys are weighed
     if TURNS and PART == 1:
         _speak(_NEXT, 0)
     if not SHARED:
-        first, queries, _begin, keys, block, batch, head = _place(0, work, CAUSAL)
-        low, high = _seen(block, queries, keys, window, PARTS, BN, CAUSAL)
-        row = (block * PARTS + PART) * _ROWS
-        place = row + keys - queries + gl.arange(0, _ROWS, layout=S)
+        first, queries, _begin, keys, block, batch, head = place_of(0, work, CAUSAL)
+        low, high = seen(block, queries, keys, window, PARTS, BN, CAUSAL)
+        row = (block * PARTS + PART) * ROWS
+        place = row + keys - queries + gl.arange(0, ROWS, layout=S)
         top, total = _start(sinks, head, S)
         mbarrier.wait(q_full.index(0), 0)
-        q = q_ring.index(PART).reshape([_ROWS, DIM])
+        q = q_ring.index(PART).reshape([ROWS, DIM])
         weights, top, total = _first(
             0, high - 1, q, top, total, place, keys, numbers, rings, signs, PART, CAUSAL, TURNS, L, W
         )
         at += 1
     for turn in range(turns):
-        first, queries, _begin, keys, block, batch, head = _place(turn, work, CAUSAL)
-        low, high = _seen(block, queries, keys, window, PARTS, BN, CAUSAL)
-        row = (block * PARTS + PART) * _ROWS
-        place = row + keys - queries + gl.arange(0, _ROWS, layout=S)
+        first, queries, _begin, keys, block, batch, head = place_of(turn, work, CAUSAL)
+        low, high = seen(block, queries, keys, window, PARTS, BN, CAUSAL)
+        row = (block * PARTS + PART) * ROWS
+        place = row + keys - queries + gl.arange(0, ROWS, layout=S)
         slot = turn % SLOTS
-        q = q_ring.index(slot * PARTS + PART).reshape([_ROWS, DIM])
+        q = q_ring.index(slot * PARTS + PART).reshape([ROWS, DIM])
         if SHARED:
             top, total = _start(sinks, head, S)
             mbarrier.wait(q_full.index(slot), (turn // SLOTS) & 1)
@@ -354,10 +243,10 @@ def _consume(
         if CAUSAL:
             whole_high = gl.minimum(whole_high, gl.maximum(row + keys - queries + 1, 0) // BN)
             if window is not None:
-                whole_low = gl.maximum(gl.cdiv(row + _ROWS + keys - queries - window, BN), low)
+                whole_low = gl.maximum(gl.cdiv(row + ROWS + keys - queries - window, BN), low)
         whole_high = gl.maximum(gl.minimum(whole_high, high - 1), low)
         whole_low = gl.minimum(whole_low, whole_high)
-        result = gl.zeros([_ROWS, DV], gl.float32, layout=R)
+        result = gl.zeros([ROWS, DV], gl.float32, layout=R)
         for i in range(high - 1 - whole_high):
             weights, result, top, total, shrink = _step(
                 at, high - 2 - i, q, weights, result, top, total, place, keys, numbers, rings, signs,
@@ -390,13 +279,13 @@ def _consume(
         else:
             mbarrier.arrive(q_empty.index(slot), count=1)
             if turn + 1 < turns:
-                _first_query, more, _begin, many, following, _batch, next_head = _place(turn + 1, work, CAUSAL)
-                _low, end = _seen(following, more, many, window, PARTS, BN, CAUSAL)
-                there = (following * PARTS + PART) * _ROWS + many - more + gl.arange(0, _ROWS, layout=S)
+                _first_query, more, _begin, many, following, _batch, next_head = place_of(turn + 1, work, CAUSAL)
+                _low, end = seen(following, more, many, window, PARTS, BN, CAUSAL)
+                there = (following * PARTS + PART) * ROWS + many - more + gl.arange(0, ROWS, layout=S)
                 next_top, next_total = _start(sinks, next_head, S)
                 next_slot = (turn + 1) % SLOTS
                 mbarrier.wait(q_full.index(next_slot), ((turn + 1) // SLOTS) & 1)
-                next_q = q_ring.index(next_slot * PARTS + PART).reshape([_ROWS, DIM])
+                next_q = q_ring.index(next_slot * PARTS + PART).reshape([ROWS, DIM])
                 weights, result, next_top, next_total, _shrink = _step(
                     at, end - 1, next_q, weights, result, next_top, next_total, there, many, numbers, rings, signs,
                     PART, True, CAUSAL, TURNS, L, W,
@@ -444,11 +333,11 @@ def attention(
     """
     PARTS: gl.constexpr = 2
     dtype: gl.constexpr = q.dtype.element_ty
-    A: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, _ROWS, 1, D], dtype)
+    A: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, ROWS, 1, D], dtype)
     B: gl.constexpr = gl.NVMMASharedLayout.get_default_for([1, BN, 1, DV], dtype)
     key_heads = heads // GROUP
     q_desc = tma.make_tensor_descriptor(
-        q, [batches, queries, heads, HEAD], [q_batch, q_token, q_head, 1], [1, _ROWS, 1, D], A
+        q, [batches, queries, heads, HEAD], [q_batch, q_token, q_head, 1], [1, ROWS, 1, D], A
     )
     k_desc = tma.make_tensor_descriptor(
         k, [batches, keys, key_heads, HEAD], [k_batch, k_token, k_head, 1], [1, BN, 1, D], A
@@ -457,12 +346,12 @@ def attention(
         v, [batches, keys, key_heads, VALUE], [v_batch, v_token, v_head, 1], [1, BN, 1, DV], B
     )
     o_desc = tma.make_tensor_descriptor(
-        out, [batches, queries, heads, VALUE], [queries * heads * VALUE, heads * VALUE, VALUE, 1], [1, _ROWS, 1, DV], B
+        out, [batches, queries, heads, VALUE], [queries * heads * VALUE, heads * VALUE, VALUE, 1], [1, ROWS, 1, DV], B
     )
-    q_ring = gl.allocate_shared_memory(dtype, [SLOTS * PARTS, 1, _ROWS, 1, D], A)
+    q_ring = gl.allocate_shared_memory(dtype, [SLOTS * PARTS, 1, ROWS, 1, D], A)
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, BN, 1, D], A)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, BN, 1, DV], B)
-    o_mem = q_ring if SHARED else gl.allocate_shared_memory(dtype, [PARTS, 1, _ROWS, 1, DV], B)
+    o_mem = q_ring if SHARED else gl.allocate_shared_memory(dtype, [PARTS, 1, ROWS, 1, DV], B)
     rings = (q_ring, k_ring, v_ring, o_mem)
     signs = (_signs(SLOTS, 1), _signs(SLOTS, PARTS), _signs(STAGES, 1), _signs(STAGES, PARTS),
              _signs(STAGES, 1), _signs(STAGES, PARTS))  # fmt: skip
@@ -475,7 +364,7 @@ def attention(
         [
             (_consume, (outputs, tiles, work, numbers, rings, signs, VALUE, 0, CAUSAL, TURNS, SHARED)),
             (_consume, (outputs, tiles, work, numbers, rings, signs, VALUE, 1, CAUSAL, TURNS, SHARED)),
-            (_produce, (q_desc, k_desc, v_desc, tiles, work, window, rings, signs, GROUP, CAUSAL)),
+            (produce, (q_desc, k_desc, v_desc, tiles, work, window, rings, signs, GROUP, CAUSAL)),
         ],
         [4, 1],
         [240, 24],
