@@ -48,10 +48,14 @@ def sample(logits: Tensor, u: Tensor | None = None, *, logprobs: Literal[0] = 0)
 
 
 @overload
-def sample(logits: Tensor, u: Tensor | None = None, *, logprobs: int) -> Tensor | Sampled: ...
+def sample(
+    logits: Tensor, u: Tensor | None = None, *, logprobs: int, model: Tensor | None = None
+) -> Tensor | Sampled: ...
 
 
-def sample(logits: Tensor, u: Tensor | None = None, *, logprobs: int = 0) -> Tensor | Sampled:
+def sample(
+    logits: Tensor, u: Tensor | None = None, *, logprobs: int = 0, model: Tensor | None = None
+) -> Tensor | Sampled:
     """A token for each row of logits [..., V]: ids [...], int64.
 
     Args:
@@ -61,6 +65,8 @@ def sample(logits: Tensor, u: Tensor | None = None, *, logprobs: int = 0) -> Ten
             logit, the lowest of equals.
         logprobs: if it is not 0, the answer is a ``Sampled``, with the logarithm of the token's probability and those
             of the so many likeliest.
+        model: [..., V], like *logits*: those whose probabilities *logprobs* tells, where *logits* are what rules have
+            left of them; *logits* themselves if absent.
 
     The same logits and the same u give the same token on every storage, because the sums are made of whole numbers:
     ``ferrum_ops.draws`` has the method and the error. Nothing is read back to the host. A row gives the id -1 and NaN
@@ -92,12 +98,23 @@ def sample(logits: Tensor, u: Tensor | None = None, *, logprobs: int = 0) -> Ten
             )
     if logprobs:
         count("sample", "logprobs", logprobs, logits.shape[-1], f"the tokens of logits {describe(logits)}")
-    features = (*(("u",) if u is not None else ()), *(("logprobs",) if logprobs else ()))
-    return _SAMPLE(logits.device, (logits.dtype,), features, logits, u, int(logprobs))
+    if model is not None:
+        floating("sample", "model", model)
+        alike("sample", logits, "model", model)
+        if model.shape != logits.shape:
+            raise ValueError(f"sample: model must have the shape of logits {describe(logits)}, got {describe(model)}")
+        if not logprobs:
+            raise ValueError("sample: model says whose logprobs are told, which are not asked for; write logprobs=1")
+    features = (
+        *(("u",) if u is not None else ()),
+        *(("logprobs",) if logprobs else ()),
+        *(("model",) if model is not None else ()),
+    )
+    return _SAMPLE(logits.device, (logits.dtype,), features, logits, u, int(logprobs), model)
 
 
 @_SAMPLE.reference
-def _sample(logits: Tensor, u: Tensor | None, logprobs: int) -> Tensor | Sampled:
+def _sample(logits: Tensor, u: Tensor | None, logprobs: int, model: Tensor | None) -> Tensor | Sampled:
     x = logits.astype(accumulator(logits.dtype), copy=False)
     top = fa.max(x, axis=-1, keepdims=True)
     any_token = top > -math.inf  # no NaN is
@@ -105,13 +122,17 @@ def _sample(logits: Tensor, u: Tensor | None, logprobs: int) -> Tensor | Sampled
     ids = fa.where(any_token[..., 0], ids, -1)
     if not logprobs:
         return ids
+    if model is not None:
+        x = model.astype(accumulator(model.dtype), copy=False)
+        top = fa.max(x, axis=-1, keepdims=True)
+        any_token = top > -math.inf
     total = fa.log(fa.sum(fa.exp(_below(x, top)), axis=-1, keepdims=True))
     chosen = fa.arange(x.shape[-1], device=x.device) == ids[..., None]
     own = fa.sum(fa.where(chosen, _below(x, top) - total, 0.0), axis=-1)
     best, values = _likeliest(x, logprobs)
     return Sampled(
         ids,
-        fa.where(ids < 0, math.nan, own),
+        fa.where(fa.logical_and(ids >= 0, any_token[..., 0]), own, math.nan),
         best,
         fa.where(any_token, _below(values, top) - total, math.nan),
     )

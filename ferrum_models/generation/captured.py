@@ -182,16 +182,6 @@ class Steps:
         return found
 
 
-def _logprobs(logits: Tensor, chosen: Tensor) -> Tensor:
-    """What ``token_logprobs`` has for the token *chosen* [n] after each row of logits [n, V], and nothing more."""
-    rows, vocabulary = logits.shape
-    top = fa.max(logits, axis=-1)
-    total = fa.sum(fa.exp(logits - fa.expand_dims(top, axis=-1)), axis=-1)
-    places = chosen + fa.arange(rows, device=logits.device) * vocabulary
-    own = embedding(logits.reshape(rows * vocabulary, 1), places, check=False)
-    return own[:, 0] - top - fa.log(total)
-
-
 class Made:
     """What a step gives, once it is done. To ask for it makes the step count: the cache then holds its tokens.
 
@@ -256,8 +246,7 @@ class _Recorded:
             logits = model.logits(model.model(ids, Step(meta, turns, layers, known=True)))
             if chooser is None:
                 return logits, before
-            chosen = chooser.replayed(logits, draws.astype(fa.float32) * (1.0 / _PARTS))
-            logprobs = _logprobs(logits, chosen)
+            chosen, logprobs = chooser.replayed(logits, draws.astype(fa.float32) * (1.0 / _PARTS))
             return fa.stack([chosen.astype(logprobs.dtype), logprobs]), chosen
 
         self._blocks = fa.zeros((size, width), dtype=fa.int32, device=device)

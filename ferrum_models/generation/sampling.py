@@ -191,9 +191,14 @@ class Chooser:
         s = self._sampling
         return (s.temperature, s.top_k, s.top_p, s.min_p, tuple(sorted((s.logit_bias or {}).items())))
 
-    def replayed(self, logits: Tensor, u: Tensor) -> Tensor:
-        """A token for each row of logits [B, V] by numbers *u* [B] from :meth:`numbers`, where rules are replayable."""
-        return sample(self.processed(logits), u if self.chance else None)
+    def replayed(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """A token for each row of logits [B, V], and the logarithm of its probability, where rules are replayable.
+
+        *u* [B] are numbers that :meth:`numbers` gave.
+        """
+        found = sample(self.processed(logits), u if self.chance else None, logprobs=1, model=logits)
+        assert not isinstance(found, Tensor)
+        return found.ids, found.logprobs
 
     def choose(self, logits: Tensor, rows: Sequence[int] | None = None) -> Tensor:
         """A token for each row of logits [B, V]: ids [B]; *rows* says which sequences they belong to, if not all.

@@ -280,3 +280,32 @@ def test_bad_draws_are_refused() -> None:
 def test_another_device_is_refused() -> None:
     with pytest.raises(ValueError, match="sample: u is on device mlx:cpu but the input on cpu"):
         sample(fa.ones((2, 5)), fa.zeros(2, device="mlx:cpu"))
+
+
+@given(seed=st.integers(0, 2**32 - 1), size=st.integers(1, 9), many=st.integers(1, 3))
+def test_logprobs_of_the_model(device: fa.Device, seed: int, size: int, many: int) -> None:
+    """What rules leave is chosen from, and the probabilities are those of the model."""
+    x, x64 = make(noise(seed, 2, size), fa.float32, device)
+    left = process_logits(x, top_k=1 + seed % size)
+    u = fa.asarray(np.random.default_rng(seed).random(2), dtype="f32", device=device)
+    got = sample(left, u, logprobs=min(many, size), model=x)
+    assert isinstance(got, Sampled)
+    assert got.ids.tolist() == sample(left, u).tolist()
+    logs = np.log(softmax(x64))
+    rows = np.arange(2)
+    np.testing.assert_allclose(wide(got.logprobs), logs[rows, np.asarray(got.ids.tolist())], rtol=1e-5, atol=1e-6)
+    assert got.top_ids.tolist() == np.argsort(-x64, axis=-1, kind="stable")[:, : min(many, size)].tolist()
+
+
+def test_a_model_must_fit(device: fa.Device) -> None:
+    x = fa.zeros((2, 3), device=device)
+    with pytest.raises(ValueError, match="model must have the shape of logits"):
+        sample(x, logprobs=1, model=x[:1])
+    with pytest.raises(ValueError, match="write logprobs=1"):
+        sample(x, model=x)  # type: ignore[call-overload]  # what is tested
+    with pytest.raises(TypeError, match="model"):
+        sample(x, logprobs=1, model=x.astype("i32"))
+    none = fa.full((2, 3), -math.inf, device=device)
+    told = sample(x, logprobs=1, model=none)
+    assert isinstance(told, Sampled)
+    assert all(map(math.isnan, told.logprobs.tolist()))

@@ -15,12 +15,15 @@ from ferrum_ops.draws import ONE
 from ferrum_ops.kernels.cuda.launch import INTERPRETED, Kernel, empty, power_of_two
 from ferrum_ops.kernels.cuda.layouts import in_order, rows
 from ferrum_ops.kernels.cuda.source import sampling as source
+from ferrum_ops.sampling import Sampled
 
-__all__ = ["embedding", "process_logits", "process_logits_refuses", "sample", "sample_refuses"]
+__all__ = ["embedding", "process_logits", "process_logits_refuses", "sample", "sample_refuses", "sample_told"]
 
 _PEAK: Final = Kernel(source.peak, aligned=("step",))
 _WEIGH: Final = Kernel(source.weigh, aligned=("step",))
 _PICK: Final = Kernel(source.pick, aligned=("step",))
+_SPREAD: Final = Kernel(source.spread, aligned=("step",))
+_TELL: Final = Kernel(source.tell, aligned=("step",))
 _TALLY: Final = Kernel(source.tally, aligned=("step",))
 _LEVEL: Final = Kernel(source.level, aligned=("step",))
 _SETTLE: Final = Kernel(source.settle)
@@ -35,8 +38,10 @@ _TURNS: Final = 8  # sixteen ways each, for keys of 32 bits
 _PIECE: Final = 1024  # elements of a table's row that a program copies
 
 
-def sample_refuses(logits: Tensor, u: Tensor | None, logprobs: int) -> str | None:
+def sample_refuses(logits: Tensor, u: Tensor | None, logprobs: int, model: Tensor | None) -> str | None:
     """Why the kernels cannot take a call that dtypes and features allow, or None."""
+    if logprobs > 1:
+        return f"tells one likeliest token, not {logprobs}"
     if u is not None and u.dtype is fa.float64:
         return "does not take float64 numbers u"
     return _too_long(logits)
@@ -84,19 +89,44 @@ class _Rows:
         return {"SPLITS": self.splits, "BLOCK": self.block, "ASSEMBLY": not INTERPRETED}
 
 
-def sample(logits: Tensor, u: Tensor | None, logprobs: int) -> Tensor:
+def sample(logits: Tensor, u: Tensor | None, logprobs: int, model: Tensor | None) -> Tensor:
     """The op, without its logarithms."""
     out = empty(logits._data.shape[:-1], logits, fa.int64)
-    if not out.size:
-        return out
-    cut = _Rows(logits, None)
+    if out.size:
+        _choose(_Rows(logits, None), logits, u, out)
+    return out
+
+
+def sample_told(logits: Tensor, u: Tensor | None, logprobs: int, model: Tensor | None) -> Sampled:
+    """The op, with the logarithms of the token's probability and of the likeliest one's."""
+    shape = logits._data.shape[:-1]
+    ids = empty(shape, logits, fa.int64)
+    own, greatest = (empty(shape, logits, fa.float32) for _ in range(2))
+    best = empty(shape, logits, fa.int64)
+    if ids.size:
+        cut = _Rows(logits, None)
+        _choose(cut, logits, u, ids)
+        if model is not None:
+            cut = _Rows(model, None)
+        sums = empty((cut.count, cut.splits), logits, fa.float32)
+        _SPREAD(
+            (cut.count, cut.splits),
+            *(cut.x, *cut.known, sums, cut.size, cut.step),
+            SPLITS=cut.splits,
+            BLOCK=cut.block,
+        )
+        _TELL((cut.count,), cut.x, ids, *cut.known, sums, own, best, greatest, cut.size, cut.step, SPLITS=cut.splits)
+    return Sampled(ids, own, fa.expand_dims(best, axis=-1), fa.expand_dims(greatest, axis=-1))
+
+
+def _choose(cut: _Rows, logits: Tensor, u: Tensor | None, out: Tensor) -> None:
+    """A token of each row."""
     sums = None
     if u is not None:
         u = in_order(u)
         sums = empty((cut.count, cut.splits), logits, fa.int64)
         _WEIGH((cut.count, cut.splits), cut.x, *cut.known, sums, cut.size, cut.step, **cut.constants)
     _PICK((cut.count,), cut.x, u, *cut.known, sums, out, cut.size, cut.step, 1, **cut.constants)
-    return out
 
 
 def process_logits_refuses(logits: Tensor, rules: Any) -> str | None:
@@ -139,7 +169,7 @@ class _Search:
         self._cut, self._heat = cut, heat
         self._grid = grid = (cut.count, cut.splits)
         self.state = empty((cut.count, 4), like, fa.int64)
-        self.prefixes = empty((_TURNS + 1, cut.count), like, fa.int64)
+        self.prefixes = empty((_TURNS + 1, cut.count, 2), like, fa.int64)
         self.found = empty((*grid, 4), like, fa.int64)
         self._parts = [empty((*grid, _WAYS), like, fa.int64) for _ in range(2)]
 

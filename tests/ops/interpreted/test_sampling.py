@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from ferrum_ops import embedding, process_logits, sample, use_fast_paths
+from ferrum_ops import Sampled, embedding, process_logits, sample, use_fast_paths
 from ferrum_ops.kernels.cuda import launch, sampling
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import HALVES, LIES, Lie, lying
@@ -78,20 +78,49 @@ def test_tokens_are_those_of_the_reference(
         numbers = np.random.default_rng(seed).integers(-1, 65, rows) / 64  # some are no shares
         u = fa.asarray(numbers.astype("f4"))
     with poison():
-        got = sampling.sample(x, u, 0)
+        got = sampling.sample(x, u, 0, None)
     with use_fast_paths(False):
         want = sample(x, u)
     assert got.dtype is fa.int64
     assert got.tolist() == want.tolist()
 
 
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.lists(st.integers(0, 3), max_size=2).map(tuple),
+    size=SIZES,
+    dtype=st.sampled_from(HALVES),
+    lie=st.sampled_from(LIES),
+    spread=st.sampled_from([0.1, 3.0, 30.0]),
+    drawn=st.booleans(),
+    other=st.booleans(),
+)
+def test_logarithms_are_those_of_the_reference(
+    seed: int, rows: tuple[int, ...], size: int, dtype: fa.Dtype, lie: Lie, spread: float, drawn: bool, other: bool
+) -> None:
+    x = logits_of(seed, (*rows, size), dtype, lie, spread, 4)
+    model = logits_of(seed + 1, (*rows, size), dtype, lie, spread, 4) if other else None
+    u = fa.asarray(np.random.default_rng(seed).random(rows).astype("f4")) if drawn else None
+    with poison():
+        got = sampling.sample_told(x, u, 1, model)
+    with use_fast_paths(False):
+        want = sample(x, u, logprobs=1, model=model)
+    assert isinstance(want, Sampled)
+    assert got.ids.tolist() == want.ids.tolist()
+    assert got.top_ids.tolist() == want.top_ids.tolist()
+    for ours, theirs in ((got.logprobs, want.logprobs), (got.top_logprobs, want.top_logprobs)):
+        assert ours.dtype is theirs.dtype
+        np.testing.assert_allclose(wide(ours), wide(theirs), rtol=2e-6, atol=2e-6)
+
+
 def test_a_draw_between_two_parts() -> None:
     """All tokens are alike, so u says which one; some fall on the first of a part."""
     places = np.asarray([0, 127, 128, 255, 256, 299])
     u = fa.asarray(((places + 1e-3) / 300).astype("f4"))
-    assert sampling.sample(fa.zeros((6, 300)), u, 0).tolist() == places.tolist()
+    assert sampling.sample(fa.zeros((6, 300)), u, 0, None).tolist() == places.tolist()
     exact = fa.asarray([0.0, 0.25, 0.5, 0.75])
-    assert sampling.sample(fa.zeros((4, 512)), exact, 0).tolist() == [0, 128, 256, 384]
+    assert sampling.sample(fa.zeros((4, 512)), exact, 0, None).tolist() == [0, 128, 256, 384]
 
 
 RULES = st.fixed_dictionaries(
@@ -165,9 +194,13 @@ def test_rows_of_a_table(
 
 def test_what_is_refused() -> None:
     x = fa.zeros((1, sampling._LONGEST + 1))
-    assert sampling.sample_refuses(x, None, 0) == f"takes up to {sampling._LONGEST} tokens, not {sampling._LONGEST + 1}"
+    assert (
+        sampling.sample_refuses(x, None, 0, None)
+        == f"takes up to {sampling._LONGEST} tokens, not {sampling._LONGEST + 1}"
+    )
+    assert sampling.sample_refuses(fa.zeros((1, 5)), None, 2, None) == "tells one likeliest token, not 2"
     u = fa.zeros(1, dtype="f64")
-    assert sampling.sample_refuses(fa.zeros((1, 5)), u, 0) == "does not take float64 numbers u"
+    assert sampling.sample_refuses(fa.zeros((1, 5)), u, 0, None) == "does not take float64 numbers u"
     rules = SimpleNamespace(bias=fa.zeros(5, dtype="f64"))
     assert sampling.process_logits_refuses(fa.zeros((1, 5)), rules) == "does not take a float64 bias"
     rules = SimpleNamespace(bias=None)
@@ -182,15 +215,18 @@ def test_every_kernel_compiles_for_hopper() -> None:
         from ferrum_ops.kernels.cuda import launch, sampling
         for dtype in ("f32", "bf16"):
             x = fa.zeros((2, 151936), dtype=dtype)
-            sampling.sample(x, None, 0)
-            sampling.sample(x, fa.zeros(2), 0)
+            sampling.sample(x, None, 0, None)
+            sampling.sample(x, fa.zeros(2), 0, None)
+            sampling.sample_told(x, None, 1, x)
             rules = dict(temperature=0.7, top_k=20, top_p=0.9, min_p=0.1, bias=None)
             sampling.process_logits(x, SimpleNamespace(**rules))
             sampling.process_logits(x, SimpleNamespace(**{**rules, "top_k": None, "temperature": 0.0}))
             sampling.embedding(fa.zeros((9, 4096), dtype=dtype), fa.zeros(2, dtype="i64"), 2.0)
         """
     )
-    assert {one.name for one in made} == {"peak", "weigh", "pick", "tally", "level", "settle", "leave", "gather"}
+    assert {one.name for one in made} == {
+        *("peak", "weigh", "pick", "spread", "tell", "tally", "level", "settle", "leave", "gather"),
+    }
     for one in made:
         assert one.shared <= 227 * 1024
         assert not one.local, one

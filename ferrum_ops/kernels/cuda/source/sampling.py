@@ -7,7 +7,7 @@ memory to the next launch. Numbers are made by the same roundings as in ``ferrum
 import triton
 import triton.language as tl
 
-__all__ = ["gather", "leave", "level", "peak", "pick", "settle", "tally", "weigh"]
+__all__ = ["gather", "leave", "level", "peak", "pick", "settle", "spread", "tally", "tell", "weigh"]
 
 _INF: tl.constexpr = tl.constexpr(float("inf"))
 _ONE: tl.constexpr = tl.constexpr(137438953472.0)
@@ -71,13 +71,15 @@ def _row(logits, bias, row, step, bias_step, i, size):
 
 @triton.jit
 def _peak(peaks, places, flaws, row, SPLITS: tl.constexpr):
-    """The greatest of a row, the first place where it stands, and whether there is no NaN."""
+    """The greatest of a row, the first place where it stands, or that of a NaN, and whether there is none."""
     s = tl.arange(0, SPLITS)
     values = tl.load(peaks + row * SPLITS + s)
+    flawed = tl.load(flaws + row * SPLITS + s) > 0
     top = tl.max(values)
+    whole = tl.sum(flawed.to(tl.int32)) == 0
     at = tl.load(places + row * SPLITS + s)
-    first = tl.min(tl.where(values == top, at, 0x7FFFFFFF))
-    return top, first, tl.sum(tl.load(flaws + row * SPLITS + s)) == 0
+    first = tl.min(tl.where(((values == top) & whole) | flawed, at, 0x7FFFFFFF))
+    return top, first, whole
 
 
 @triton.jit
@@ -105,7 +107,7 @@ def _of_key(key):
 
 @triton.jit
 def peak(logits, bias, peaks, places, flaws, size, step, bias_step, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
-    """For each part of each row the greatest, its first place, and how many are NaN."""
+    """For each part of each row the greatest, its first place, or that of a NaN, and how many are NaN."""
     row = tl.program_id(0).to(tl.int64)
     split = tl.program_id(1)
     i = split * BLOCK + tl.arange(0, BLOCK)
@@ -114,8 +116,10 @@ def peak(logits, bias, peaks, places, flaws, size, step, bias_step, SPLITS: tl.c
     top = tl.max(known)
     at = row * SPLITS + split
     tl.store(peaks + at, top)
-    tl.store(places + at, tl.min(tl.where((known == top) & (i < size), i, 0x7FFFFFFF)))
-    tl.store(flaws + at, tl.sum((x != x).to(tl.int32)))
+    flawed = tl.sum((x != x).to(tl.int32))
+    sought = tl.where(flawed > 0, x != x, known == top)
+    tl.store(places + at, tl.min(tl.where(sought & (i < size), i, 0x7FFFFFFF)))
+    tl.store(flaws + at, flawed)
 
 
 @triton.jit
@@ -155,6 +159,40 @@ def pick(logits, u, peaks, places, flaws, sums, out, size, step, u_step, SPLITS:
 
 
 @triton.jit
+def spread(logits, peaks, places, flaws, sums, size, step, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """For each part of each row the sum of the exponentials of how far it lies below the greatest."""
+    row = tl.program_id(0).to(tl.int64)
+    split = tl.program_id(1)
+    top, _, _ = _peak(peaks, places, flaws, row, SPLITS)
+    i = split * BLOCK + tl.arange(0, BLOCK)
+    x = _row(logits, None, row, step, 0, i, size)
+    e = tl.exp(_under(x, top))
+    tl.store(sums + row * SPLITS + split, tl.sum(tl.where(i < size, e, 0.0)))
+
+
+@triton.jit
+def _under(x, top):
+    """``x - top``; 0 where both are infinite."""
+    below = x - tl.where(tl.abs(top) < _INF, top, 0.0)
+    below = tl.where(top == _INF, -_INF, below)
+    return tl.where(x == top, 0.0, below)
+
+
+@triton.jit
+def tell(logits, ids, peaks, places, flaws, sums, own, best, greatest, size, step, SPLITS: tl.constexpr):
+    """For each row the logarithm of its token's probability, the likeliest token, and that one's logarithm."""
+    row = tl.program_id(0).to(tl.int64)
+    top, first, whole = _peak(peaks, places, flaws, row, SPLITS)
+    total = tl.log(tl.sum(tl.load(sums + row * SPLITS + tl.arange(0, SPLITS))))
+    token = tl.load(ids + row)
+    x = tl.load(logits + row * step + tl.minimum(tl.maximum(token, 0), size - 1)).to(tl.float32)
+    valid = whole & (top > -_INF)
+    tl.store(own + row, tl.where(valid & (token >= 0), _under(x, top) - total, float("nan")))
+    tl.store(best + row, first.to(tl.int64))
+    tl.store(greatest + row, tl.where(valid, -total, float("nan")))
+
+
+@triton.jit
 def _search(state, row, need):
     """What the search needs, the edge below which nothing counts, and what those at the edge count together."""
     edge = tl.full([], -1, tl.int64)
@@ -168,14 +206,19 @@ def _search(state, row, need):
 
 @triton.jit
 def _reached(parts, prefixes, row, rows, turn, need, edge, extra, SPLITS: tl.constexpr):
-    """The beginning of the greatest key that has *need* at or above it, from what the launch before has counted."""
+    """The beginning of the greatest key that has *need* at or above it, from what the launch before has counted.
+
+    With it comes how much lies above all keys that begin so.
+    """
     s = tl.arange(0, SPLITS)[:, None]
     j = tl.arange(0, _WAYS)
-    counts = tl.sum(tl.load(parts + (row * SPLITS + s) * _WAYS + j[None, :]), axis=0)
-    before = tl.load(prefixes + (turn - 1) * rows + row)
+    before = tl.load(prefixes + ((turn - 1) * rows + row) * 2)
+    above = tl.load(prefixes + ((turn - 1) * rows + row) * 2 + 1)
+    counts = tl.sum(tl.load(parts + (row * SPLITS + s) * _WAYS + j[None, :]), axis=0) + above
     tried = before + (j.to(tl.int64) << (32 - 4 * turn))
-    counts += tl.where(tried <= edge, extra, 0)
-    return before + ((tl.sum((counts >= need).to(tl.int64)) - 1) << (32 - 4 * turn))
+    chosen = tl.sum((counts + tl.where(tried <= edge, extra, 0) >= need).to(tl.int64)) - 1
+    above = tl.where(chosen == _WAYS - 1, above, tl.sum(tl.where(j == chosen + 1, counts, 0)))
+    return before + (chosen << (32 - 4 * turn)), above
 
 
 @triton.jit
@@ -191,22 +234,31 @@ def tally(
     split = tl.program_id(1)
     need, edge, extra = _search(state, row, least)
     prefix = tl.zeros([], tl.int64)
+    above = tl.zeros([], tl.int64)
     if turn > 0:
-        prefix = _reached(before, prefixes, row, rows, turn, need, edge, extra, SPLITS)
+        prefix, above = _reached(before, prefixes, row, rows, turn, need, edge, extra, SPLITS)
     if split == 0:
-        tl.store(prefixes + turn * rows + row, prefix)
+        tl.store(prefixes + (turn * rows + row) * 2, prefix)
+        tl.store(prefixes + (turn * rows + row) * 2 + 1, above)
     top, _, _ = _peak(peaks, places, flaws, row, SPLITS)
     i = split * BLOCK + tl.arange(0, BLOCK)
     x = _divided(_row(logits, bias, row, step, bias_step, i, size), top, temperature, most)
     keys = _keys(x)
+    place = (keys - prefix) >> (28 - 4 * turn)
+    counted = (place >= 0) & (place < _WAYS) & (i < size)
     if WEIGHTS:
-        amount = tl.where(keys > edge, _weights(x, _divided(top, top, temperature, most), ASSEMBLY), 0)
+        counted = counted & (keys > edge)
+    at = parts + (row * SPLITS + split) * _WAYS
+    if tl.max(counted.to(tl.int32)) > 0:  # in later turns few parts have such keys
+        short = place.to(tl.int32)
+        if WEIGHTS:
+            amount = tl.where(counted, _weights(x, _divided(top, top, temperature, most), ASSEMBLY), 0)
+        else:
+            amount = counted.to(tl.int32)
+        for j in tl.static_range(16):
+            tl.store(at + j, tl.sum(tl.where(short >= j, amount, 0)).to(tl.int64))
     else:
-        amount = tl.full([BLOCK], 1, tl.int64)
-    amount = tl.where(i < size, amount, 0)
-    for j in tl.static_range(16):
-        tried = prefix + (tl.full([], j, tl.int64) << (28 - 4 * turn))
-        tl.store(parts + (row * SPLITS + split) * _WAYS + j, tl.sum(tl.where(keys >= tried, amount, 0)))
+        tl.store(at + tl.arange(0, _WAYS), tl.zeros([_WAYS], tl.int64))
 
 
 @triton.jit
@@ -223,9 +275,9 @@ def level(
     key = tl.full([], -1, tl.int64)
     if SEARCHED:
         need, edge, extra = _search(state, row, least)
-        key = _reached(before, prefixes, row, rows, 8, need, edge, extra, SPLITS)
+        key, _ = _reached(before, prefixes, row, rows, 8, need, edge, extra, SPLITS)
     if split == 0:
-        tl.store(prefixes + 8 * rows + row, key)
+        tl.store(prefixes + (8 * rows + row) * 2, key)
     top, _, _ = _peak(peaks, places, flaws, row, SPLITS)
     i = split * BLOCK + tl.arange(0, BLOCK)
     x = _divided(_row(logits, bias, row, step, bias_step, i, size), top, temperature, most)
@@ -254,7 +306,7 @@ def settle(
     above = tl.sum(tl.load(found + s))
     level = tl.sum(tl.load(found + s + 1))
     weight = tl.sum(tl.load(found + s + 2))
-    key = tl.load(prefixes + 8 * rows + row)
+    key = tl.load(prefixes + (8 * rows + row) * 2)
     own = tl.max(_weights(tl.full([SPLITS], 0.0, tl.float32) + _of_key(tl.maximum(key, 0)), top, ASSEMBLY))
     if SHARED:  # after the search for top_k, before that for top_p
         room = tl.minimum(level, top_k - above)
@@ -289,7 +341,7 @@ def leave(
     if COLDEST:
         y = tl.where(i == first, y, -_INF)
     if SEARCHED:
-        key = tl.load(prefixes + 8 * rows + row)
+        key = tl.load(prefixes + (8 * rows + row) * 2)
         room = tl.load(state + row * 4 + 3)
         s = tl.arange(0, SPLITS)
         levels = tl.load(found + (row * SPLITS + s) * 4 + 1)
