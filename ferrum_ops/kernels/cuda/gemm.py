@@ -139,7 +139,9 @@ def form_of(scheme: IntScheme | Mxfp4Scheme, size: int) -> Form | str:
     unit = next((unit for unit in (128, 64, 32) if length % unit == 0 and unit * scheme.bits <= 512), None)
     if unit is None:
         return f"groups are of multiples of 32 numbers, not {length}"
-    return Form(scheme.kind, unit, 0 if scheme.group is None and scheme.symmetric else length // unit)
+    return Form(
+        scheme.kind, unit, 0 if scheme.bits == 8 and scheme.group is None and scheme.symmetric else length // unit
+    )
 
 
 def _refuses(w: Tensor | QuantTensor, out: Dtype) -> str | None:
@@ -202,6 +204,18 @@ def few_quantised(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype, sh
     return y
 
 
+@cache
+def _unit_of(form: Form, size: int) -> tuple[int, int]:
+    """The numbers of a unit of the kernel for few rows, and how many groups with a scale a unit has.
+
+    Small groups make a unit together, so that a thread reads 16 bytes at once.
+    """
+    if form.per != 1:
+        return form.unit, 1
+    unit = next(unit for unit in ((64, 32) if form.name == "int8" else (128, 64, 32)) if size % unit == 0)
+    return max(unit, form.unit), max(unit // form.unit, 1)
+
+
 def _few_quantised(
     x: Tensor, x_scales: Tensor | None, w: QuantTensor, bias: Tensor | None, y: Tensor, shape: Shape | None
 ) -> None:
@@ -210,12 +224,13 @@ def _few_quantised(
     form = _form(w)
     values, scales, zeros = w.parts["values"], w.parts["scales"], w.parts.get("zeros")
     bn, warps, chunks = quantised_shape(given, columns, size, form) if shape is None else shape
-    units = size // form.unit
+    unit, sub = _unit_of(form, size)
+    units = size // unit
     _QUANTISED(
         (-(-columns // bn),), x, x_scales, values, scales, zeros, None if bias is None else in_order(bias), y, given,
         columns, units, x_step, values._data.strides[0] // 4, _steps(scales), _steps(zeros), 1, warps=warps, stages=1,
-        FORM=form.name, PER=form.per, BN=bn, TILES=max(1, bn // 16), HIGH=_high(given), WARPS=warps, CHUNKS=chunks,
-        WORDS=form.unit // (16 if form.name == "int8" else 32), EVEN=units % (warps * chunks) == 0,
+        FORM=form.name, PER=form.per, SUB=sub, BN=bn, TILES=max(1, bn // 16), HIGH=_high(given), WARPS=warps,
+        CHUNKS=chunks, WORDS=unit // (16 if form.name == "int8" else 32), EVEN=units % (warps * chunks) == 0,
     )  # fmt: skip
 
 
