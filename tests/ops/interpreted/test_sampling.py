@@ -123,6 +123,8 @@ def test_a_draw_between_two_parts() -> None:
     assert sampling.sample(fa.zeros((4, 512)), exact, 0, None).tolist() == [0, 128, 256, 384]
 
 
+#: the rules that are not in use
+PLAIN = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None, "bias": None}
 RULES = st.fixed_dictionaries(
     {},
     optional={
@@ -155,10 +157,32 @@ def test_what_stays_is_what_stays_in_the_reference(
     more = {} if shape is None else {"bias": lying(seed + 1, shape, fa.float32, "whole")[0]}
     with use_fast_paths(False):
         want = process_logits(x, **rules, **more)
-    plain = {"temperature": 1.0, "top_k": None, "top_p": None, "min_p": None, "bias": None}
     with poison():
-        got = sampling.process_logits(x, SimpleNamespace(**{**plain, **rules, **more}))
+        got = sampling.process_logits(x, SimpleNamespace(**{**PLAIN, **rules, **more}))
     assert got.dtype is dtype
+    np.testing.assert_array_equal(wide(got), wide(want))
+
+
+@pytest.mark.parametrize(
+    ("row", "dtype", "rules"),
+    [
+        ([60000.0, 59968.0, -60000.0], "f16", {"temperature": 0.5}),
+        ([-60000.0, -59968.0], "f16", {"temperature": 0.25, "min_p": 0.1}),
+        ([3e38, -3e38, 2.9e38], "f32", {"temperature": 0.5, "top_k": 2}),
+        ([3e38, 2.9e38], "f32", {"temperature": 1.5}),
+        ([-0.0, 0.0, -1.0], "f32", {"top_k": 1}),
+        ([0.0, -0.0, 0.0, -0.0, -1.0], "f32", {"top_p": 0.5}),
+        ([-math.inf] * 3, "f32", {"top_k": 2, "top_p": 0.5}),
+        ([math.inf, 0.0, math.inf], "f32", {"top_k": 1, "min_p": 0.5}),
+        ([0.0, 0.0, 0.0, 0.0, -1.0], "f32", {"top_k": 3, "top_p": 0.5}),
+    ],
+)
+def test_rows_at_the_bounds(row: list[float], dtype: str, rules: dict[str, Any]) -> None:
+    x = fa.asarray([row], dtype=dtype)
+    with use_fast_paths(False):
+        want = process_logits(x, **rules)
+    with poison():
+        got = sampling.process_logits(x, SimpleNamespace(**{**PLAIN, **rules}))
     np.testing.assert_array_equal(wide(got), wide(want))
 
 
