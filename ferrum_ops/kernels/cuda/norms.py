@@ -17,6 +17,7 @@ __all__ = ["LONGEST", "l2_norm", "layer_norm", "no_float64", "rms_norm"]
 LONGEST: Final = 1 << 15
 _BLOCK: Final = 1 << 13  # of those
 _SHORTEST: Final = 64  # so that not every length has its own code
+_WASTE: Final = 1.15  # elements of blocks for each of a row
 _FEW: Final = 256  # rows, which leave most of a GPU idle
 
 _STEPS: Final = ("size", "x_step", "residual_step")
@@ -27,25 +28,27 @@ _LAYER_WIDE = Kernel(source.layer_norm_wide, aligned=_STEPS)
 
 
 class _Shape(NamedTuple):
-    """How many rows a program has, the lengths of a row's block and of the smaller one behind it, and the warps."""
+    """How many rows a program has, the length of a row's blocks and how many there are, and the warps."""
 
     rows: int
     block: int
-    rest: int
+    blocks: int
     warps: int
 
 
 @cache
 def _shape(size: int, few: bool) -> _Shape:
     """The shape of programs for rows of so many elements; with *few* rows more warps share one."""
-    block = power_of_two(size)
-    rest = 0
-    if block > _SHORTEST and size <= block * 3 // 4:  # then half of it, and a quarter or less
-        block //= 2
-        rest = max(_SHORTEST // 2, power_of_two(size - block))
-    block = max(_SHORTEST, block)
-    count = max(1, 2048 // power_of_two(block + rest))
-    return _Shape(count, block, rest, min(16, max(4, count * block // (256 if few else 512))))
+    block = whole = max(_SHORTEST, power_of_two(size))
+    if not few and whole > _WASTE * size:
+        smaller = [whole >> n for n in range(4) if whole >> n >= _SHORTEST]
+        block = min(smaller, key=lambda one: (-(-size // one) * one, -one))
+    blocks = -(-size // block)
+    if blocks == 1:
+        count = max(1, 2048 // block)
+        return _Shape(count, block, 1, min(16, max(4, count * block // (256 if few else 512))))
+    count = max(1, 1024 // block)
+    return _Shape(count, block, blocks, min(16, count * block // 256))
 
 
 def no_float64(*arguments: object) -> str | None:
@@ -104,7 +107,7 @@ def _rms(
         warps=shape.warps,
         ROWS=shape.rows,
         BLOCK=shape.block,
-        REST=shape.rest,
+        BLOCKS=shape.blocks,
     )
 
 
@@ -134,6 +137,6 @@ def layer_norm(
                 warps=shape.warps,
                 ROWS=shape.rows,
                 BLOCK=shape.block,
-                REST=shape.rest,
+                BLOCKS=shape.blocks,
             )
     return out if total is None else (out, total)

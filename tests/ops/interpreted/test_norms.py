@@ -32,11 +32,13 @@ ROWS = st.lists(st.integers(0, 5), max_size=2).map(tuple)
     dtypes=st.tuples(*(st.sampled_from(HALVES) for _ in range(4))),
     lies=st.tuples(*(st.sampled_from(LIES) for _ in range(3))),
     longest=st.sampled_from([norms.LONGEST, 16, 256]),
+    few=st.sampled_from([0, 256]),
 )
-@example(1, (3,), 5, {"w", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("whole", "columns", "turned"), 16)
-@example(1, (3,), 50, {"residual", "gate"}, 1e-5, (fa.float32,) * 4, ("turned", "gaps", "columns"), 16)
-@example(1, (3,), 50, {"w", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("columns", "turned", "whole"), 16)
-@example(1, (3,), 50, {"w", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("whole", "columns", "whole"), 256)
+@example(1, (3,), 5, {"w", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("whole", "columns", "turned"), 16, 0)
+@example(1, (3,), 50, {"residual", "gate"}, 1e-5, (fa.float32,) * 4, ("turned", "gaps", "columns"), 16, 0)
+@example(1, (3,), 50, {"w", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("columns", "turned", "whole"), 16, 0)
+@example(1, (3,), 150, {"w", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("whole", "columns", "whole"), 256, 0)
+@example(1, (3,), 300, {"w", "offset", "residual", "gate"}, 1e-5, (fa.float32,) * 4, ("gaps",) * 3, 512, 0)
 def test_rms_as_the_oracle_says(
     seed: int,
     rows: tuple[int, ...],
@@ -46,6 +48,7 @@ def test_rms_as_the_oracle_says(
     dtypes: tuple[fa.Dtype, ...],
     lies: tuple[Lie, ...],
     longest: int,
+    few: int,
 ) -> None:
     """Rows that programs hold, and rows that they pass over."""
     shape = (*rows, size)
@@ -57,6 +60,7 @@ def test_rms_as_the_oracle_says(
     with poison(norms), pytest.MonkeyPatch.context() as patch:
         patch.setattr(norms, "LONGEST", longest)
         patch.setattr(norms, "_BLOCK", 64)
+        patch.setattr(norms, "_FEW", few)
         got: Any = norms.rms_norm(
             x,
             w if "w" in used else None,
@@ -99,9 +103,10 @@ def test_l2_as_the_oracle_says(
     dtypes=st.tuples(*(st.sampled_from(HALVES) for _ in range(4))),
     lies=st.tuples(*(st.sampled_from(LIES) for _ in range(3))),
     longest=st.sampled_from([norms.LONGEST, 16, 256]),
+    few=st.sampled_from([0, 256]),
 )
-@example(1, (3,), 50, {"w", "residual"}, (fa.float32,) * 4, ("whole", "columns", "turned"), 16)
-@example(1, (3,), 50, {"b", "residual"}, (fa.float32,) * 4, ("columns", "whole", "turned"), 256)
+@example(1, (3,), 50, {"w", "residual"}, (fa.float32,) * 4, ("whole", "columns", "turned"), 16, 0)
+@example(1, (3,), 300, {"w", "b", "residual"}, (fa.float32,) * 4, ("columns", "whole", "turned"), 512, 0)
 def test_layer_norm_as_the_oracle_says(
     seed: int,
     rows: tuple[int, ...],
@@ -110,6 +115,7 @@ def test_layer_norm_as_the_oracle_says(
     dtypes: tuple[fa.Dtype, ...],
     lies: tuple[Lie, ...],
     longest: int,
+    few: int,
 ) -> None:
     """Far from 0, where a variance that is a difference of squares would have lost its digits."""
     shape = (*rows, size)
@@ -121,6 +127,7 @@ def test_layer_norm_as_the_oracle_says(
     with poison(norms), pytest.MonkeyPatch.context() as patch:
         patch.setattr(norms, "LONGEST", longest)
         patch.setattr(norms, "_BLOCK", 64)
+        patch.setattr(norms, "_FEW", few)
         got: Any = norms.layer_norm(
             x,
             w if "w" in used else None,
@@ -165,14 +172,14 @@ def test_float64_is_refused() -> None:
 
 @given(size=st.integers(1, norms.LONGEST), few=st.booleans())
 def test_a_program_has_powers_of_two(size: int, few: bool) -> None:
-    """And fewer than a third of its lanes idle."""
+    """Its blocks hold a row, with few lanes to spare."""
     shape = norms._shape(size, few)
-    assert all(n & (n - 1) == 0 for n in shape if n)
-    assert shape.block + shape.rest >= size
-    assert not shape.rest or shape.block < size
+    assert all(n & (n - 1) == 0 for n in (shape.rows, shape.block, shape.warps))
+    assert shape.block * (shape.blocks - 1) < size <= shape.block * shape.blocks
+    assert shape.blocks <= 8
     assert shape.rows * shape.block >= 32 * shape.warps
-    assert size < 64 or shape.block + shape.rest < 1.5 * size
-    assert norms._shape(2880, few)[1:3] == (2048, 1024)
+    assert few or size < 512 or shape.block * shape.blocks < 1.25 * size
+    assert norms._shape(2880, few)[1:3] == ((4096, 1) if few else (1024, 3))
 
 
 def test_blocks_and_rows_do_not_change_a_row() -> None:
@@ -188,7 +195,7 @@ def test_code_for_hopper_moves_16_bytes_at_a_time() -> None:
         from ferrum_ops.kernels.cuda import norms
         for dtype, sizes in ((fa.bfloat16, (128, 4096, norms.LONGEST, 40960)), (fa.float32, (2880,))):
             for size in sizes:
-                x, w = fa.ones((2, size), dtype=dtype), fa.ones(size, dtype=dtype)
+                x, w = fa.ones((300, size), dtype=dtype), fa.ones(size, dtype=dtype)
                 norms.rms_norm(x, w, 1e-5, 1.0, x, x)
                 norms.layer_norm(x, w, w, 1e-5, x)
     """)

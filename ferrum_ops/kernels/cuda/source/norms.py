@@ -50,33 +50,29 @@ def _opened(y, gate, at, mask, EXACT: tl.constexpr):
 @triton.jit
 def rms_norm(
     x, w, residual, gate, out, total, rows, size, x_step, residual_step, gate_step, parts, eps, offset,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Whole rows: ``x / sqrt(sum(x**2) / parts + eps) * (offset + w) * silu(gate)``, x with residual added first.
 
-    A row is a block, and where REST is not 0 a smaller block behind it.
+    A row is some blocks, which are all held in registers and added up before threads meet.
     """
     EXACT: tl.constexpr = out.dtype.element_ty == tl.float32
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    present = row < rows
-    x_at, residual_at, gate_at, to = row * x_step, row * residual_step, row * gate_step, row * size
-    col = tl.arange(0, BLOCK)[None, :]
-    within = col < size
-    inside = present & within
-    y = _summed(x, residual, x_at + col, residual_at + col, total, to + col, inside)
-    squares = tl.sum(y * y, axis=1, keep_dims=True)
-    if REST:
-        rest = BLOCK + tl.arange(0, REST)[None, :]
-        in_rest = rest < size
-        also = present & in_rest
-        z = _summed(x, residual, x_at + rest, residual_at + rest, total, to + rest, also)
-        squares += tl.sum(z * z, axis=1, keep_dims=True)
-    factor = inverse_root(squares, parts, eps)
-    y = _opened(_scaled(y * factor, w, offset, col, within), gate, gate_at + col, inside, EXACT)
-    tl.store(out + to + col, y.to(out.dtype.element_ty), mask=inside)
-    if REST:
-        z = _opened(_scaled(z * factor, w, offset, rest, in_rest), gate, gate_at + rest, also, EXACT)
-        tl.store(out + to + rest, z.to(out.dtype.element_ty), mask=also)
+    held = ()
+    squares = tl.zeros([ROWS, BLOCK], tl.float32)
+    for i in tl.static_range(BLOCKS):
+        col = i * BLOCK + tl.arange(0, BLOCK)[None, :]
+        inside = (row < rows) & (col < size)
+        y = _summed(x, residual, row * x_step + col, row * residual_step + col, total, row * size + col, inside)
+        squares += y * y
+        held = held + (y,)
+    factor = inverse_root(tl.sum(squares, axis=1, keep_dims=True), parts, eps)
+    for i in tl.static_range(BLOCKS):
+        col = i * BLOCK + tl.arange(0, BLOCK)[None, :]
+        inside = (row < rows) & (col < size)
+        y = _scaled(held[i] * factor, w, offset, col, col < size)
+        y = _opened(y, gate, row * gate_step + col, inside, EXACT)
+        tl.store(out + row * size + col, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -113,35 +109,29 @@ def _shifted(y, b, col, mask):
 @triton.jit
 def layer_norm(
     x, w, b, residual, out, total, rows, size, x_step, residual_step, parts, eps,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, REST: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """Whole rows: ``(x - mean) / sqrt(variance + eps) * w + b``, x with residual added first; blocks as above."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
-    present = row < rows
-    x_at, residual_at, to = row * x_step, row * residual_step, row * size
-    col = tl.arange(0, BLOCK)[None, :]
-    within = col < size
-    inside = present & within
-    y = _summed(x, residual, x_at + col, residual_at + col, total, to + col, inside)
-    mean = tl.sum(y, axis=1, keep_dims=True)
-    if REST:
-        rest = BLOCK + tl.arange(0, REST)[None, :]
-        in_rest = rest < size
-        also = present & in_rest
-        z = _summed(x, residual, x_at + rest, residual_at + rest, total, to + rest, also)
-        mean += tl.sum(z, axis=1, keep_dims=True)
-    mean = tl.div_rn(mean, parts)
-    y = tl.where(within, y - mean, 0.0)
-    squares = tl.sum(y * y, axis=1, keep_dims=True)
-    if REST:
-        z = tl.where(in_rest, z - mean, 0.0)
-        squares += tl.sum(z * z, axis=1, keep_dims=True)
-    factor = inverse_root(squares, parts, eps)
-    y = _shifted(_scaled(y * factor, w, None, col, within), b, col, within)
-    tl.store(out + to + col, y.to(out.dtype.element_ty), mask=inside)
-    if REST:
-        z = _shifted(_scaled(z * factor, w, None, rest, in_rest), b, rest, in_rest)
-        tl.store(out + to + rest, z.to(out.dtype.element_ty), mask=also)
+    held = ()
+    sums = tl.zeros([ROWS, BLOCK], tl.float32)
+    for i in tl.static_range(BLOCKS):
+        col = i * BLOCK + tl.arange(0, BLOCK)[None, :]
+        inside = (row < rows) & (col < size)
+        y = _summed(x, residual, row * x_step + col, row * residual_step + col, total, row * size + col, inside)
+        sums += y
+        held = held + (y,)
+    mean = tl.div_rn(tl.sum(sums, axis=1, keep_dims=True), parts)
+    squares = tl.zeros([ROWS, BLOCK], tl.float32)
+    for i in tl.static_range(BLOCKS):
+        col = i * BLOCK + tl.arange(0, BLOCK)[None, :]
+        y = tl.where(col < size, held[i] - mean, 0.0)
+        squares += y * y
+    factor = inverse_root(tl.sum(squares, axis=1, keep_dims=True), parts, eps)
+    for i in tl.static_range(BLOCKS):
+        col = i * BLOCK + tl.arange(0, BLOCK)[None, :]
+        y = _shifted(_scaled((held[i] - mean) * factor, w, None, col, col < size), b, col, col < size)
+        tl.store(out + row * size + col, y.to(out.dtype.element_ty), mask=(row < rows) & (col < size))
 
 
 @triton.jit
