@@ -174,6 +174,11 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     return wrap(x._spec.call["take"](x._data, chosen._data, place), x._spec)
 
 
+def take_known(x: Tensor, indices: Tensor, axis: int) -> Tensor:
+    """As :func:`take`, for int64 *indices* that are known to be from 0 to below the length: nothing is read back."""
+    return wrap(x._spec.call["take"](x._data, indices._data, axis), x._spec)
+
+
 def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
     """For each place, the element of *x* along *axis* that *indices* names there.
 

@@ -89,7 +89,8 @@ def _quantised_rows(table: QuantTensor, ids: Tensor, scale: float | None, check:
                 f"has {table.shape[0]} rows, counted from 0"
             )
     if table.row_step == 1:
-        rows = dequantize(table[flat], fa.float32 if scale is not None else table.dtype)
+        picked = table[flat] if check else table.rows_known(flat)
+        rows = dequantize(picked, fa.float32 if scale is not None else table.dtype)
     else:  # rows that stand together can be cut, not picked
         rows = fa.take(dequantize(table), flat, axis=0)
     if scale is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from math import lcm
 from types import MappingProxyType
@@ -11,6 +11,7 @@ from typing import Any
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
+from ferrum_array.indexing import take_known
 from ferrum_ops.checks import describe
 from ferrum_ops.quant.types import Part, Parts, Scheme, find_layout
 
@@ -170,17 +171,29 @@ class QuantTensor:
             raise IndexError(f"index {number} is out of bounds for the {count} matrices of {self!r}")
         return replace(self, shape=self.shape[1:], parts={name: part[number] for name, part in self.parts.items()})
 
+    def rows_known(self, ids: Tensor) -> QuantTensor:
+        """The rows *ids* [n] of a matrix: int64, known to be from 0 to below their number, so nothing is read back.
+
+        Raises:
+            IndexError: where rows stand together, and cannot be picked.
+        """
+        return self._picked(ids, take_known)
+
+    def _picked(self, ids: Tensor, take: Callable[[Tensor, Tensor, int], Tensor]) -> QuantTensor:
+        if self.row_step > 1:
+            raise IndexError(f"rows of {self!r} stand {self.row_step} together: they can be cut, not picked")
+        *lead, _, k = self.shape
+        parts = {
+            name: self.parts[name] if part.axis is None else take(self.parts[name], ids, part.axis)
+            for name, part in self._wanted().items()
+        }
+        return replace(self, shape=(*lead, *ids.shape, k), parts=parts)
+
     def _rows(self, key: Any) -> QuantTensor:
         *lead, n, k = self.shape
         wanted = self._wanted()
         if isinstance(key, Tensor):
-            if self.row_step > 1:
-                raise IndexError(f"rows of {self!r} stand {self.row_step} together: they can be cut, not picked")
-            parts = {
-                name: self.parts[name] if part.axis is None else fa.take(self.parts[name], key, axis=part.axis)
-                for name, part in wanted.items()
-            }
-            return replace(self, shape=(*lead, *key.shape, k), parts=parts)
+            return self._picked(key, lambda x, ids, axis: fa.take(x, ids, axis=axis))
         if not isinstance(key, slice):
             raise IndexError(f"rows of {self!r} are selected by a slice or a tensor of integers, got {key!r}: q[2:3]")
         start, stop, step = key.indices(n)

@@ -233,3 +233,16 @@ def test_layouts_that_do_not_fit(columns: str) -> None:
     for name in ("plain", "int", columns):
         with pytest.raises(ValueError, match=f"there already is a layout '{name}'"):
             register_layout(name, "tests.ops.layouts:COLUMNS")
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_rows_that_are_known(device: fa.Device, name: str) -> None:
+    q = random(name, (), device)
+    ids = fa.asarray([1, 0, 2, 1], dtype="i64", device=device)
+    if q.row_step > 1:
+        with pytest.raises(IndexError, match="cut, not picked"):
+            q.rows_known(ids)
+    else:
+        found = q.rows_known(ids)
+        assert found.shape == (4, q.shape[1])
+        assert to_numpy(dequantize(found)).tolist() == to_numpy(dequantize(q[ids])).tolist()
