@@ -245,4 +245,4 @@ def test_rows_that_are_known(device: fa.Device, name: str) -> None:
     else:
         found = q.rows_known(ids)
         assert found.shape == (4, q.shape[1])
-        assert to_numpy(dequantize(found)).tolist() == to_numpy(dequantize(q[ids])).tolist()
+        np.testing.assert_array_equal(to_numpy(dequantize(found)), to_numpy(dequantize(q[ids])))

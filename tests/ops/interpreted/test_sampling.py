@@ -175,6 +175,8 @@ def test_what_stays_is_what_stays_in_the_reference(
         ([-math.inf] * 3, "f32", {"top_k": 2, "top_p": 0.5}),
         ([math.inf, 0.0, math.inf], "f32", {"top_k": 1, "min_p": 0.5}),
         ([0.0, 0.0, 0.0, 0.0, -1.0], "f32", {"top_k": 3, "top_p": 0.5}),
+        ([0.0] * 300, "f32", {"top_k": 200}),
+        ([0.0] * 300 + [1.0], "f32", {"top_p": 0.5}),
     ],
 )
 def test_rows_at_the_bounds(row: list[float], dtype: str, rules: dict[str, Any]) -> None:
