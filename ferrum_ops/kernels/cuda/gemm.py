@@ -255,6 +255,8 @@ def widened_refuses(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out
     """Why weights are not widened for cuBLASLt, or None."""
     if not x.size or not math.prod(w.shape):
         return "takes at least one row, and weights"
+    if out is fa.float32 and x.dtype is not fa.float32:
+        return f"rounds weights to {x.dtype}, which a result in float32 would show"
     return _refuses(w, out)
 
 

@@ -285,6 +285,7 @@ def test_what_is_left_to_others_is_named() -> None:
     for other in (w, _quantised(1, 4, 64, "int4-a8")):
         assert gemm.rounded_refuses(x, other, None, half) == "takes weights of 8 bits that ask for inputs of 8 bits"
     assert gemm.rounded_refuses(x, _quantised(1, 4, 64, "int8-asym-a8"), None, half) == "does not take zeros"
+    assert "rounds weights to float16" in str(gemm.widened_refuses(many, w, None, fa.float32))
     assert gemm.widened_refuses(many, w[:0], None, half) == "takes at least one row, and weights"
 
 
