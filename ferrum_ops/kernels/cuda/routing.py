@@ -37,13 +37,14 @@ _PERMUTE: Final = Kernel(source.permute, aligned=("size", "x_step"))
 _COMBINE: Final = Kernel(source.combine, aligned=("size", "y_step", "residual_step"))
 
 #: up to so many choices one program makes the plan
-ALONE: Final = 1024
+ALONE: Final = 512
 #: from so many tokens on a program routes several
 MANY: Final = 512
 _EXPERTS: Final = 1024  # more have no kernel
 _PLACES: Final = 64  # nor have more choices of a token
 _PROGRAMS: Final = 128  # so many at most for more choices
-_TILE: Final = 16384  # numbers of a program that routes, or counts
+_BLOCK: Final = 128  # choices that a program looks at together
+_TILE: Final = 8192  # counts that a program reads at once
 
 
 def route_refuses(
@@ -98,18 +99,17 @@ def plan_of(ids: Tensor, experts: int, block: int = 1) -> RoutePlan:
     else:
         order = empty((choices,), ids)
     inverse, offsets = empty(ids._data.shape, ids), empty((experts + 1,), ids)
-    wide = power_of_two(experts)
-    tile = max(16, min(128, _TILE // wide, power_of_two(choices)))
-    blocks = -(-choices // tile)
+    wide = power_of_two(experts + 1)
+    blocks = -(-choices // _BLOCK)
     counts, programs, steps = None, 1, blocks
     if choices > ALONE:
         steps = -(-blocks // _PROGRAMS)
         programs = -(-blocks // steps)
         counts = empty((programs, wide), ids, fa.int32)
-        _COUNT((programs,), ids, counts, choices, steps, warps=8, EXPERTS=wide, BLOCK=tile)
+        _COUNT((programs,), ids, counts, choices, experts, steps, warps=4, EXPERTS=wide, BLOCK=_BLOCK)
     _PLACE(
         (programs,), ids, counts, order, inverse, offsets, choices, steps, experts, block,
-        warps=8, EXPERTS=wide, BLOCK=tile, AT_ONCE=max(1, _TILE // wide),
+        warps=4, EXPERTS=wide, BLOCK=_BLOCK, AT_ONCE=max(1, _TILE // wide),
     )  # fmt: skip
     return RoutePlan(order, inverse, offsets, block)
 

@@ -112,22 +112,37 @@ def route(
 
 
 @triton.jit
-def _own(ids, counts, choices, steps, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
-    """How many of this program's choices each expert has, for the counts of all programs."""
-    expert = tl.arange(0, EXPERTS)
-    first = tl.program_id(0) * steps * BLOCK
-    total = tl.zeros([EXPERTS], tl.int32)
-    for i in range(steps):
-        choice = first + i * BLOCK + tl.arange(0, BLOCK)
-        chosen = tl.load(ids + choice, mask=choice < choices, other=-1)
-        total += tl.sum(_flags(chosen[:, None] == expert[None, :]), axis=0)
-    return total
+def _block(ids, choices, experts, start, BLOCK: tl.constexpr):
+    """A block of choices: their numbers and experts, -1 for none."""
+    choice = start + tl.arange(0, BLOCK)
+    chosen = tl.load(ids + choice, mask=choice < choices, other=-1)
+    return choice, tl.where((chosen >= 0) & (chosen < experts), chosen, -1).to(tl.int32)
 
 
 @triton.jit
-def count(ids, counts, choices, steps, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
-    """How many choices each expert has, of the *steps* blocks of each program: counts [programs, EXPERTS]."""
-    total = _own(ids, counts, choices, steps, EXPERTS, BLOCK)
+def _counted(chosen, EXPERTS: tl.constexpr):
+    """How often each expert is in a block; none counts for the last, which the block has room for."""
+    return tl.histogram(tl.where(chosen < 0, EXPERTS - 1, chosen), EXPERTS)
+
+
+@triton.jit
+def _own(ids, choices, experts, steps, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
+    """How many of this program's choices each expert has."""
+    first = tl.program_id(0) * steps * BLOCK
+    total = tl.zeros([EXPERTS], tl.int32)
+    for i in range(steps):
+        _, chosen = _block(ids, choices, experts, first + i * BLOCK, BLOCK)
+        total += _counted(chosen, EXPERTS)
+    return tl.where(tl.arange(0, EXPERTS) < experts, total, 0)
+
+
+@triton.jit
+def count(ids, counts, choices, experts, steps, EXPERTS: tl.constexpr, BLOCK: tl.constexpr):
+    """How many choices each expert has, of the *steps* blocks of each program: counts [programs, EXPERTS].
+
+    EXPERTS is above the number of experts.
+    """
+    total = _own(ids, choices, experts, steps, EXPERTS, BLOCK)
     tl.store(counts + tl.program_id(0) * EXPERTS + tl.arange(0, EXPERTS), total)
 
 
@@ -141,11 +156,10 @@ def place(
     Without counts there is one program. A choice of no expert has no row; its inverse is 0.
     """
     expert = tl.arange(0, EXPERTS)
+    before = tl.zeros([EXPERTS], tl.int32)
     if counts is None:
-        before = tl.zeros([EXPERTS], tl.int32)
-        total = _own(ids, counts, choices, steps, EXPERTS, BLOCK)
+        total = _own(ids, choices, experts, steps, EXPERTS, BLOCK)
     else:
-        before = tl.zeros([EXPERTS], tl.int32)
         total = tl.zeros([EXPERTS], tl.int32)
         for start in range(0, tl.num_programs(0), AT_ONCE):
             program = start + tl.arange(0, AT_ONCE)[:, None]
@@ -157,18 +171,18 @@ def place(
     end = tl.cumsum(total, axis=0)
     if tl.program_id(0) == 0:
         tl.store(offsets + expert, (end - total).to(tl.int64), mask=expert <= experts)
-        tl.store(offsets + experts + expert * 0, tl.sum(total, axis=0).to(tl.int64) + expert * 0, mask=expert == 0)
     before += end - total
+    place = tl.arange(0, BLOCK)
     first = tl.program_id(0) * steps * BLOCK
     for i in range(steps):
-        choice = first + i * BLOCK + tl.arange(0, BLOCK)
-        chosen = tl.load(ids + choice, mask=choice < choices, other=-1)
-        here = _flags(chosen[:, None] == expert[None, :])
-        rank = tl.cumsum(here, axis=0) - 1 + before[None, :]
-        before += tl.sum(here, axis=0)
-        row = tl.sum(here * rank, axis=1)
-        tl.store(order + row, choice.to(tl.int64), mask=(chosen >= 0) & (chosen < experts))
-        tl.store(inverse + choice, row.to(tl.int64), mask=choice < choices)
+        choice, chosen = _block(ids, choices, experts, first + i * BLOCK, BLOCK)
+        known = chosen >= 0
+        # of those with the same expert in this block, how many come before
+        same = (chosen[:, None] == chosen[None, :]) & (place[None, :] < place[:, None])
+        row = tl.sum(_flags(same), axis=1) + tl.gather(before, tl.where(known, chosen, 0), axis=0)
+        before += _counted(chosen, EXPERTS)
+        tl.store(order + row, choice.to(tl.int64), mask=known)
+        tl.store(inverse + choice, tl.where(known, row, 0).to(tl.int64), mask=choice < choices)
 
 
 @triton.jit

@@ -1,0 +1,205 @@
+"""Products of a few rows with the weights of their experts, in one pass over the weights, straight to registers.
+
+The layout is that of gemm.py: K is taken in the order in which the threads have it.
+"""
+
+import triton
+import triton.language as tl
+
+from ferrum_ops.kernels.cuda.source.activations import gated
+from ferrum_ops.kernels.cuda.source.gemm import _along, _numbers, _scales
+from ferrum_ops.kernels.cuda.source.moe import choices_of, nth
+
+__all__ = ["few"]
+
+
+@triton.jit
+def _few_dense(
+    x, w, x_row, x_in, w_row, w_in, size,
+    TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Sums [WARPS, 16 * TILES, 8 * HIGH] of each warp."""
+    BK: tl.constexpr = CHUNKS * 32
+    k = _along(tl.arange(0, WARPS), 2, 6) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 6)
+    k = (k * 4 + _along(tl.arange(0, 4), 0, 6)) * 8 + _along(tl.arange(0, 8), 5, 6)
+    w_at = w + w_row + k
+    x_at = x + x_row + k
+    sums = tl.zeros([WARPS, 16 * TILES, 8 * HIGH], tl.float32)
+    for start in range(0, size, WARPS * BK):
+        if EVEN:
+            a = tl.load(w_at + start, mask=w_in, other=0.0, eviction_policy="evict_first")
+            b = tl.load(x_at + start, mask=x_in, other=0.0)
+        else:
+            k_in = k < size - start
+            a = tl.load(w_at + start, mask=w_in & k_in, other=0.0, eviction_policy="evict_first")
+            b = tl.load(x_at + start, mask=x_in & k_in, other=0.0)
+        a = a.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 4, 2)
+        a = a.permute(2, 3, 1, 4, 5, 0, 6).reshape(WARPS, 16 * TILES, BK)
+        b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, 4, 2)
+        b = b.permute(2, 4, 5, 0, 6, 3, 1).reshape(WARPS, BK, 8 * HIGH)
+        sums = tl.dot(a, b, sums)
+    return sums
+
+
+@triton.jit
+def _few_quantised(
+    x, w, scales, zeros, x_row, x_in, w_row, w_in, s_row, z_row, units, one,
+    FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr,
+    CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """The same for weights of units of 4 * WORDS words each, of which PER have one scale; where PER is 0, without it.
+
+    But 4-bit floats with PER 0 have a scale for each quarter of a unit, which is what a thread has of it.
+    *one* is 1, which the compiler must not know: otherwise it gives neighbouring words to one thread where they belong
+    to four.
+    """
+    KIND: tl.constexpr = x.dtype.element_ty
+    EIGHTS: tl.constexpr = WORDS // 2 if FORM == "int8" else WORDS  # a thread has so many times 8 numbers of a unit
+    BK: tl.constexpr = 32 * EIGHTS
+    BATCH: tl.constexpr = CHUNKS * WARPS
+    OWN: tl.constexpr = FORM == "mxfp4" and PER == 0
+    lane = tl.arange(0, 4) * one
+    unit = _along(tl.arange(0, WARPS), 2, 6) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 6)
+    x_unit = _along(tl.arange(0, WARPS), 2, 7) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 7)
+    s_unit = _along(tl.arange(0, WARPS), 2, 5) * CHUNKS + _along(tl.arange(0, CHUNKS) * one, 4, 5)
+    word = (unit * 4 + _along(lane, 0, 6)) * WORDS + _along(tl.arange(0, WORDS), 5, 6)
+    w_at = w + w_row + word
+    k = (x_unit * 4 + _along(lane, 0, 7)) * EIGHTS + _along(tl.arange(0, EIGHTS), 5, 7)
+    k = k * 8 + _along(tl.arange(0, 8), 6, 7)
+    x_at = x + x_row[:, :, :, :, :, :, None] + k
+    b_in = x_in[:, :, :, :, :, :, None]
+    s_in = w_in.reshape(w_in.shape[0], w_in.shape[1], w_in.shape[2], w_in.shape[3], 1)
+    s_row = s_row.reshape(s_row.shape[0], s_row.shape[1], s_row.shape[2], s_row.shape[3], 1) + _along(lane, 0, 5) * 0
+    if zeros is not None:
+        z_row = z_row.reshape(z_row.shape[0], z_row.shape[1], z_row.shape[2], z_row.shape[3], 1)
+        z_row += _along(lane, 0, 5) * 0
+    spread = tl.zeros([4, 8, WARPS, 2 * TILES, CHUNKS], tl.int32)
+    sums = tl.zeros([BATCH, 16 * TILES, 8 * HIGH], tl.float32)
+    for start in range(0, units, BATCH):
+        rest = units - start
+        if EVEN:
+            a = tl.load(w_at + start * (4 * WORDS), mask=w_in, other=0, eviction_policy="evict_first")
+            b = tl.load(x_at + start * BK, mask=b_in, other=0.0)
+            g_in = s_in
+        else:
+            a_in = w_in & (unit < rest)
+            a = tl.load(w_at + start * (4 * WORDS), mask=a_in, other=0, eviction_policy="evict_first")
+            b = tl.load(x_at + start * BK, mask=b_in & (x_unit < rest), other=0.0)
+            g_in = s_in & (s_unit < rest)
+        group = (s_unit + start) // PER if PER else s_unit * 0
+        if OWN:
+            group = (s_unit + start) * 4 + _along(lane, 0, 5)
+        if zeros is None:
+            z = None
+        else:
+            z = tl.load(zeros + z_row + group + spread, mask=g_in, other=0)
+            z = z.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1)
+        a = _numbers(a, z, one, FORM, KIND)
+        if OWN:  # powers of two, so that products are exact
+            s = _scales(tl.load(scales + s_row + group + spread, mask=g_in, other=0)).to(KIND)
+            a *= s.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1)
+        a = a.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, EIGHTS, 2, 2, 2)
+        b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, EIGHTS, 2, 2, 2)
+        # K in the order in which the compiler gives it to threads: four neighbours, but eight if it sees bytes
+        if zeros is None and not OWN:
+            a = a.permute(4, 2, 3, 1, 5, 6, 0, 7, 8)
+            b = b.permute(4, 2, 5, 6, 0, 8, 7, 3, 1) if FORM == "int8" else b.permute(4, 2, 5, 7, 0, 8, 6, 3, 1)
+        else:
+            a = a.permute(4, 2, 3, 1, 5, 0, 6, 7, 8)
+            b = b.permute(4, 2, 5, 0, 6, 8, 7, 3, 1) if FORM == "int8" else b.permute(4, 2, 5, 0, 7, 8, 6, 3, 1)
+        a = a.reshape(BATCH, 16 * TILES, BK)
+        b = b.reshape(BATCH, BK, 8 * HIGH)
+        if PER:
+            s = _scales(tl.load(scales + s_row + group + spread, mask=g_in, other=0))
+            s = s.permute(4, 2, 3, 1, 0).reshape(BATCH, 16 * TILES, 1, 4, 1)
+            s = tl.broadcast_to(s, BATCH, 16 * TILES, HIGH, 4, 2).reshape(BATCH, 16 * TILES, 8 * HIGH)
+            sums += tl.dot(a, b) * s
+        else:
+            sums = tl.dot(a, b, sums)
+    return tl.sum(sums.reshape(CHUNKS, WARPS, 16 * TILES, 8 * HIGH), axis=0)
+
+
+@triton.jit
+def _few_sums(
+    x, w, scales, zeros, x_row, x_in, expert, row, row_in, size, w_expert, w_step, s_expert, s_step, z_expert, z_step,
+    one, FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr,
+    CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """Sums of each warp for rows of weights of experts; *size* counts numbers, or units of them."""
+    w_row = expert * w_expert + row * w_step
+    if FORM == "dense":
+        sums = _few_dense(x, w, x_row, x_in, w_row, row_in, size, TILES, HIGH, WARPS, CHUNKS, EVEN)
+    else:
+        s_row = expert * s_expert + row * s_step
+        z_row = None if zeros is None else expert * z_expert + row * z_step
+        words = w.to(tl.pointer_type(tl.uint32))
+        sums = _few_quantised(
+            x, words, scales, zeros, x_row, x_in, w_row, row_in, s_row, z_row, size, one, FORM, PER, TILES, HIGH,
+            WARPS, CHUNKS, WORDS, EVEN,
+        )  # fmt: skip
+        if PER == 0 and FORM != "mxfp4":
+            s = tl.load(scales + s_row, mask=row_in, other=0.0).to(tl.float32)
+            s = s.reshape(8, s.shape[2], 2 * TILES).permute(1, 2, 0).reshape(s.shape[2], 16 * TILES)
+            sums *= s[:, :, None]
+    return sums
+
+
+@triton.jit
+def few(
+    x, w, scales, zeros, bias, ids, order, offsets, out, choices, columns, size, x_step, w_expert, w_step, s_expert,
+    s_step, z_expert, z_step, k, experts, limit, alpha, up_offset, one,
+    FORM: tl.constexpr, PER: tl.constexpr, ACT: tl.constexpr, CHOICES: tl.constexpr, EACH: tl.constexpr,
+    TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr, WORDS: tl.constexpr,
+    EVEN: tl.constexpr,
+):  # fmt: skip
+    """Rows of x with the weights of their experts; a program has 16 * TILES rows of the weights of an expert.
+
+    With ids, x has a row for k choices each, and results lie in the order of choices. Otherwise offsets say which rows
+    an expert has, of x or of what *order* names, and results lie so too.
+    """
+    if offsets is None:
+        e, rank, count = choices_of(ids, tl.program_id(1), choices, experts, CHOICES, EACH)
+        begin = 0
+    else:
+        e = tl.program_id(1).to(tl.int64)
+        begin = tl.minimum(tl.maximum(tl.load(offsets + e), 0), choices).to(tl.int32)
+        count = tl.minimum(tl.load(offsets + e + 1), choices).to(tl.int32) - begin
+        rank = None
+    group = _along(tl.arange(0, 2 * TILES), 3, 6)
+    low = _along(tl.arange(0, 8), 1, 6)
+    out_row = tl.arange(0, 16 * TILES)
+    PARTS: tl.constexpr = 1 if ACT is None else 2
+    if PARTS == 2:
+        n = tl.program_id(0) * (8 * TILES) + group // 2 * 8 + low
+        row = n + group % 2 * columns
+        line = tl.program_id(0) * (8 * TILES) + out_row // 16 * 8 + out_row % 8
+        bias_row = line + out_row // 8 % 2 * columns
+    else:
+        n = tl.program_id(0) * (16 * TILES) + group * 8 + low
+        row = n
+        line = tl.program_id(0) * (16 * TILES) + out_row
+        bias_row = line
+    for first in range(0, count, 8 * HIGH):
+        m = first + tl.arange(0, 8 * HIGH)
+        m_in = m < count
+        index = nth(rank, m, CHOICES) if offsets is None else begin + m
+        at = (index if order is None else tl.load(order + index, mask=m_in, other=0)) // k
+        at = at.reshape(HIGH, 8).permute(1, 0).reshape(1, 8, 1, HIGH, 1, 1)
+        at_in = m_in.reshape(HIGH, 8).permute(1, 0).reshape(1, 8, 1, HIGH, 1, 1)
+        sums = _few_sums(
+            x, w, scales, zeros, at.to(tl.int64) * x_step, at_in, e, row.to(tl.int64), n < columns, size,
+            w_expert, w_step, s_expert, s_step, z_expert, z_step, one, FORM, PER, TILES, HIGH, WARPS, CHUNKS, WORDS,
+            EVEN,
+        )  # fmt: skip
+        y = tl.sum(sums, axis=0)
+        if bias is not None:
+            known = line < columns
+            y += tl.load(bias + e * (columns * PARTS) + bias_row, mask=known, other=0.0).to(tl.float32)[:, None]
+        if PARTS == 2:
+            g, u = tl.split(y.reshape(TILES, 2, 8, 8 * HIGH).permute(0, 2, 3, 1))
+            y = gated(g, u, limit, alpha, up_offset, ACT, False).reshape(8 * TILES, 8 * HIGH)
+            column = tl.program_id(0) * (8 * TILES) + tl.arange(0, 8 * TILES)[:, None]
+        else:
+            column = line[:, None]
+        to = out + index[None, :].to(tl.int64) * columns + column
+        tl.store(to, y.to(out.dtype.element_ty), mask=m_in[None, :] & (column < columns))

@@ -1,0 +1,211 @@
+"""The kernels of experts' products, and of networks that are made of them."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import ferrum_array as fa
+from ferrum_array import Tensor
+from ferrum_ops import ActivationKind, QuantTensor, dequantize, quantize
+from ferrum_ops.kernels.cuda import moe
+from ferrum_ops.kernels.cuda import moe_products as products
+from ferrum_ops.kernels.cuda.moe_products import Cut, Gate, Listed, Pass, Product, Sorted, stack_of
+from tests.array.oracle import wide
+from tests.ops.interpreted.drawn import LIES, Lie, lying, poison
+from tests.ops.oracle import Array, distance, noise
+from tests.ops.test_activation import EXACT
+
+SCHEMES = ("int4-g32", "int4-g64-asym", "int4-g96-f16", "int4", "int8", "int8-g32", "int8-g64-asym", "mxfp4")
+#: with sums of one K in another order, and results rounded to float16
+CLOSE = 1e-3
+
+
+def weights(
+    seed: int, shape: tuple[int, int, int], scheme: str | None, gaps: bool = False
+) -> tuple[Tensor | QuantTensor, Array]:
+    """Weights [E, N, K], and what they are; with gaps there is NaN between experts."""
+    values = noise(seed, *shape) / shape[2] ** 0.5
+    if scheme is None:
+        dense, exact = lying(seed, shape, fa.float16, "whole", shape[2] ** -0.5)
+        if gaps:
+            dense = fa.concat([dense, fa.full_like(dense, fa.nan)], axis=1)[:, : shape[1]]
+        return dense, exact
+    found = quantize(fa.asarray(values, dtype="f32", device="cpu"), scheme)
+    return found, wide(dequantize(found))
+
+
+@st.composite
+def stacks(draw: st.DrawFn) -> tuple[Tensor | QuantTensor, Array]:
+    """Weights whose rows are of odd numbers, where the scheme allows it."""
+    scheme = draw(st.sampled_from([None, None, None, *SCHEMES]))
+    experts, columns = draw(st.sampled_from([(1, 3), (3, 20)]))
+    size = draw(st.sampled_from([1, 7, 100] if scheme is None else [192]))
+    return weights(draw(st.integers(0, 2**32 - 1)), (experts, columns, size), scheme, draw(st.booleans()))
+
+
+@settings(max_examples=18)
+@given(
+    made=stacks(), seed=st.integers(0, 2**32 - 1), tail=st.sampled_from([0, 0, 3]), biased=st.booleans(),
+    lie=st.sampled_from(LIES), data=st.data(),
+)  # fmt: skip
+def test_sorted_rows_as_the_oracle_says(
+    made: tuple[Tensor | QuantTensor, Array], seed: int, tail: int, biased: bool, lie: Lie, data: st.DataObject
+) -> None:
+    """Experts without rows, rows of nobody, and tiles that are narrower than others."""
+    w, w64 = made
+    experts, columns, size = w64.shape
+    counts = [data.draw(st.sampled_from([0, 0, 1, 5, 17])) for _ in range(experts)]
+    offsets = np.asarray([0, *np.cumsum(counts)])
+    x, x64 = lying(seed, (offsets[-1] + tail, size), fa.float16, lie)
+    bias, b64 = lying(seed + 1, (experts, columns), fa.float32, "gaps")
+    where = Sorted(None, fa.asarray(offsets, device="cpu"), len(x64), 1)
+    product = Product(x, stack_of(w), bias if biased else None, columns, None)
+    want = np.zeros((len(x64), columns))
+    for e, (a, b) in enumerate(pairwise(offsets)):
+        want[a:b] = x64[a:b] @ w64[e].T + (b64[e] if biased else 0.0)
+    cuts: list[Cut | Pass] = [
+        data.draw(st.sampled_from([Cut(16, 0, 32, 64, 4, 3, True), Cut(32, 16, 16, 64, 4, 3, False)]))
+    ]
+    if not tail:
+        cuts.append(Pass(2, 2, 1))
+    for cut in cuts:
+        with poison(products):
+            got = products.few(product, where, cut) if isinstance(cut, Pass) else products.many(product, where, cut)
+        assert distance(wide(got), want) < CLOSE, cut
+        assert not wide(got)[offsets[-1] :].any()
+
+
+@settings(max_examples=10)
+@given(
+    made=st.sampled_from([None, None, "int4-g32", "int8-g32-asym", "mxfp4", "mxfp4", "int8"]),
+    seed=st.integers(0, 2**32 - 1), tokens=st.sampled_from([1, 3, 8]), k=st.sampled_from([1, 3, 4]),
+    biased=st.booleans(), limit=st.booleans(), kind=st.sampled_from(["silu", "gelu", "relu2"]), sort=st.booleans(),
+    wide_scales=st.booleans(),
+)  # fmt: skip
+def test_networks_as_the_oracle_says(
+    made: str | None,
+    seed: int,
+    tokens: int,
+    k: int,
+    biased: bool,
+    limit: bool,
+    kind: ActivationKind,
+    sort: bool,
+    wide_scales: bool,
+) -> None:
+    """With the products that belong to each way of finding the rows."""
+    rng = np.random.default_rng(seed)
+    experts, size, inner, columns = 6, 128 if made else 72, 64 if made else 20, 33
+    w13, w13_64 = weights(seed, (experts, 2 * inner, size), made)
+    w2, w2_64 = weights(seed + 1, (experts, columns, inner), made)
+    x, x64 = lying(seed + 2, (tokens, size), fa.float16, "columns")
+    chosen = np.stack([rng.permutation(experts)[:k] for _ in range(tokens)])
+    ids = fa.asarray(chosen, device="cpu")
+    scale, s64 = lying(seed + 3, (tokens, k), fa.float32, "gaps")
+    b13, b13_64 = lying(seed + 4, (experts, 2 * inner), fa.float32, "whole")
+    b2, b2_64 = lying(seed + 5, (experts, columns), fa.float16, "whole")
+    want = np.zeros((tokens, columns))
+    for t, j in np.ndindex(*chosen.shape):
+        e = chosen[t, j]
+        h = w13_64[e] @ x64[t] + (b13_64[e] if biased else 0.0)
+        g, u = h[:inner], h[inner:]
+        if limit:
+            g, u = np.minimum(g, 0.5), np.clip(u, -0.5, 0.5)
+        y = EXACT[kind](g) * (u + 1.0 if limit else u)
+        want[t] += s64[t, j] * (w2_64[e] @ y + (b2_64[e] if biased else 0.0))
+    with pytest.MonkeyPatch.context() as patch, poison(products), np.errstate(all="ignore"):
+        patch.setattr(moe, "FEW", 0 if sort else products.FEW)
+        patch.setattr(products, "WIDE", (fa.float16,) if wide_scales else ())  # the scales here are not far from 1
+        got = moe.moe_ffn(
+            x, w13, w2, ids, scale, kind, b13 if biased else None, b2 if biased else None, 0.5 if limit else None, 1.0,
+            1.0 if limit else 0.0,
+        )  # fmt: skip
+    assert got.shape == (tokens, columns)
+    assert distance(wide(got), want) < 2 * CLOSE
+
+
+@settings(max_examples=10)
+@given(seed=st.integers(0, 2**32 - 1), tokens=st.sampled_from([1, 8]), narrow=st.booleans(), tall=st.booleans())
+def test_few_rows_with_dense_weights_in_registers(seed: int, tokens: int, narrow: bool, tall: bool) -> None:
+    """And those rows of an expert that are more than a pass takes."""
+    experts, size, columns = 2, 71, 19
+    w, w64 = weights(seed, (experts, columns, size), None)
+    x, x64 = lying(seed + 1, (tokens, size), fa.float16, "columns")
+    chosen = np.random.default_rng(seed).integers(0, experts, (tokens, 4))
+    chosen[0, 0] = 1
+    product = Product(x, stack_of(w), None, columns, None)
+    with poison(products):
+        got = products.few(product, Listed(fa.asarray(chosen, device="cpu"), 4), Pass(2 if tall else 1, 2, 1))
+    want = np.einsum("tjnk,tk->tjn", w64[chosen], x64).reshape(-1, columns)
+    assert distance(wide(got), want) < CLOSE
+
+
+def test_wrong_offsets_lead_nowhere() -> None:
+    """Rows that no expert has are 0 or not what anyone asked for, and nothing outside is read or written."""
+    w, _ = weights(0, (3, 20, 64), None)
+    x, _ = lying(1, (10, 64), fa.float16, "whole")
+    for wrong in ([0, -5, 2**40, 7], [5, 3, 1, 0], [-(2**60), 2**60, 0, 2**62]):
+        where = Sorted(None, fa.asarray(wrong, dtype="i64", device="cpu"), 10, 1)
+        got = products.many(Product(x, stack_of(w), None, 20, None), where, Cut(16, 0, 16, 64, 4, 3, False))
+        assert got.shape == (10, 20)
+
+
+def test_ids_of_no_expert_make_tokens_nan() -> None:
+    w13, _ = weights(0, (3, 16, 32), None)
+    w2, _ = weights(1, (3, 5, 8), None)
+    x, _ = lying(2, (4, 32), fa.float16, "whole")
+    ids = fa.asarray([[0, 1], [3, 1], [2, -1], [2**33, 0]], dtype="i64", device="cpu")
+    one = fa.ones((4, 2), dtype="f32", device="cpu")
+    for few in (0, products.FEW):
+        with pytest.MonkeyPatch.context() as patch, np.errstate(all="ignore"):
+            patch.setattr(moe, "FEW", few)
+            got = moe.moe_ffn(x, w13, w2, ids, one, "silu", None, None, None, 1.0, 0.0)
+        assert np.isnan(wide(got)).all(axis=1).tolist() == [False, True, True, True]
+        assert np.isfinite(wide(got)[0]).all()
+
+
+def test_what_no_kernel_takes() -> None:
+    w, _ = weights(0, (3, 16, 32), None)
+    assert isinstance(w, Tensor)
+    x = fa.zeros((4, 32), dtype="f16", device="cpu")
+    offsets = fa.asarray([0, 1, 2, 4], device="cpu")
+
+    def why(w: Tensor | QuantTensor) -> str | None:
+        return moe.grouped_linear_refuses(x, w, offsets, None)
+
+    assert why(w) is None
+    assert why(w[:, ::2]) is None
+    assert why(w[..., ::2]) == "the rows of weights have gaps"
+    assert why(w[..., :0]) == "takes weights of some numbers"
+    assert why(fa.zeros((1024, 1, 1), dtype="f16", device="cpu")) == "takes less than 1024 experts, not 1024"
+    for scheme, reason in (
+        ("int4-g32", None),
+        ("int3-g32", "reads integers of 4 and 8 bits"),
+        ("int4-g16", "groups are of multiples of 32"),
+        ("fp8_e4m3", "reads integers with scales and mxfp4"),
+    ):
+        found = why(quantize(w, scheme))
+        assert found == reason if reason is None else found is not None and reason in found
+    ids = fa.zeros((4, 1), dtype="i64", device="cpu")
+    assert moe.moe_ffn_refuses(x, w, w, ids) is None
+    assert moe.moe_ffn_refuses(x, w, w[..., ::2], ids) == "the rows of weights have gaps"
+
+
+def test_the_kernel_with_copying_warps_is_asked_before() -> None:
+    """It is not interpreted; what it does not take goes to another."""
+    w, _ = weights(0, (3, 16, 64), None)
+    x, _ = lying(1, (4, 64), fa.float16, "whole")
+    gate = Gate("silu", None, None, None)
+    assert isinstance(w, Tensor)
+    assert products.bulk_refuses(Product(x, stack_of(w), None, 16, None)) is None
+    assert products.bulk_refuses(Product(x, stack_of(w), None, 8, gate)) is None
+    assert products.bulk_refuses(Product(x, stack_of(w), None, 8, gate._replace(kind="gelu")))
+    assert products.bulk_refuses(Product(x, stack_of(w[:, :8]), None, 8, None))
+    narrow, _ = lying(1, (4, 65), fa.float16, "whole")
+    assert products.bulk_refuses(Product(narrow[:, 1:], stack_of(w), None, 16, None))
+    assert products.bulk_refuses(Product(x, stack_of(quantize(w, "int8")), None, 16, None))
