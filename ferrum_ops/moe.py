@@ -326,6 +326,9 @@ def moe_ffn(
         alpha: the same.
         up_offset: the same.
 
+    Whether the ids are in range is checked by reading back their least and greatest. Kernels on a CUDA device do not
+    read back: there a token with an id out of range becomes NaN, and ``FERRUM_CUDA_DEBUG=1`` asks for the error.
+
     Source: Shazeer et al., "Outrageously large neural networks", 2017; Jiang et al., "Mixtral of experts", 2024.
 
     Raises:

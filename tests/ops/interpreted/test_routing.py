@@ -52,6 +52,13 @@ def test_a_nan_is_the_greatest_and_spoils_its_token_alone() -> None:
     assert ids.tolist() == [[1, 3, 2], [3, 0, 2]]
     assert np.isnan(wide(weights)[0]).all()
     assert np.isfinite(wide(weights)[1]).all()
+    _, weights = routing.moe_route(logits, 3, "sigmoid", False, None, 1, 1, 1.0)
+    assert np.isnan(wide(weights)).tolist() == [[True] * 3, [False] * 3]
+
+
+def test_zeros_of_both_signs_are_equal() -> None:
+    ids, _ = routing.moe_route(fa.asarray([[-1.0, -0.0, 0.0]], device="cpu"), 2, "softmax", True, None, 1, 1, 1.0)
+    assert ids.tolist() == [[1, 2]]
 
 
 @settings(max_examples=40)
