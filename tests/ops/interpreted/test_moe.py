@@ -17,6 +17,7 @@ from ferrum_ops.kernels.cuda import moe_products as products
 from ferrum_ops.kernels.cuda.moe_products import Cut, Gate, Listed, Pass, Product, Sorted, stack_of
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import LIES, Lie, lying, poison
+from tests.ops.interpreted.hopper import Made, compiled
 from tests.ops.oracle import Array, distance, noise
 from tests.ops.test_activation import EXACT
 
@@ -209,3 +210,43 @@ def test_the_kernel_with_copying_warps_is_asked_before() -> None:
     narrow, _ = lying(1, (4, 65), fa.float16, "whole")
     assert products.bulk_refuses(Product(narrow[:, 1:], stack_of(w), None, 16, None))
     assert products.bulk_refuses(Product(x, stack_of(quantize(w, "int8")), None, 16, None))
+
+
+def test_what_the_compiler_makes_for_a_hopper_gpu() -> None:
+    """At the shapes of a network of 128 experts: sorted rows, few rows, and weights of 4 bits."""
+    found = compiled(
+        """
+        launch.processors = lambda device: 132
+        from ferrum_ops import QuantTensor
+        from ferrum_ops.kernels.cuda import moe
+        from ferrum_ops.quant.integer import IntScheme
+
+        def network(tokens, w13, w2):
+            x, ids = fa.empty((tokens, 2048), dtype="bf16"), fa.empty((tokens, 8), dtype="i64")
+            moe.moe_ffn(x, w13, w2, ids, fa.empty((tokens, 8)), "silu", None, None, None, 1.0, 0.0)
+
+        def int4(*shape):
+            parts = {"values": fa.empty((*shape[:2], shape[2] // 2), dtype="u8")}
+            parts["scales"] = fa.empty((*shape[:2], shape[2] // 128), dtype="bf16")
+            return QuantTensor(IntScheme(4, 128), shape, parts)
+
+        dense = fa.empty((128, 1536, 2048), dtype="bf16"), fa.empty((128, 2048, 768), dtype="bf16")
+        network(4096, *dense)
+        network(64, *dense)
+        network(1, *dense)
+        network(64, int4(128, 1536, 2048), int4(128, 2048, 768))
+        """
+    )
+    made: dict[str, list[Made]] = {}
+    for code in found:
+        made.setdefault(code.name, []).append(code)
+        assert code.shared <= 227 * 1024, code
+    assert {name: len(codes) for name, codes in made.items()} == {
+        "count": 1, "place": 3, "bulk": 2, "many": 2, "some": 2, "few": 2, "combine": 4,
+    }  # fmt: skip
+    for name in ("few", "combine"):
+        for code in made[name]:
+            assert code.wide, code
+    for name in ("few", "many", "some"):
+        for code in made[name]:
+            assert not code.local, code
