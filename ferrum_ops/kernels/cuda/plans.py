@@ -142,7 +142,16 @@ def slots_of(spec: KVSpec, meta: SequenceMeta, device: Device) -> Tensor:
 
 
 def set_plan(spec: KVSpec, meta: SequenceMeta, plan: DevicePlan) -> None:
-    """Make *plan* the one that :func:`plan_of` finds: its owner writes new numbers into it between replays."""
+    """Make *plan* the one that :func:`plan_of` finds: its owner writes new numbers into it between replays.
+
+    Raises:
+        ValueError: for a tensor with gaps or in another order than C's, which kernels would read wrongly.
+    """
+    for name in ("starts", "keys", "tables", "slots"):
+        if not getattr(plan, name)._data.flags.c_contiguous:
+            raise ValueError(
+                f"set_plan: {name} must lie in C order without gaps; give a tensor of its own, no part of a wider one"
+            )
     meta.notes[_key("device plan", spec, plan.starts.device)] = plan
 
 

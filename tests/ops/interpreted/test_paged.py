@@ -218,6 +218,17 @@ def test_a_plan_is_made_once(cpu: fa.Device) -> None:
     assert plans.reading_plan(replace(spec, blocks=4), meta, cpu) is other
 
 
+def test_a_plan_has_no_gaps(cpu: fa.Device) -> None:
+    spec = KVSpec(1, 1, 3, 4, "paged")
+    meta = SequenceMeta((0, 1, 2), kv_lens=(4, 2), block_tables=((2,), (1,)))
+    plan = plans.plan_of(spec, meta, cpu)
+    wider = fa.zeros((2, 5), dtype="i32", device=cpu)
+    with pytest.raises(ValueError, match="tables must lie in C order without gaps"):
+        plans.set_plan(spec, meta, replace(plan, tables=wider[:, :3]))
+    plans.set_plan(spec, meta, replace(plan, tables=wider))
+    assert plans.plan_of(spec, meta, cpu).tables is wider
+
+
 def test_tokens_without_places_can_be_read_for(cpu: fa.Device) -> None:
     """More tokens than keys: nothing could be appended so, but queries may be asked."""
     spec = KVSpec(1, 8, 3, 4, "paged")
@@ -330,7 +341,7 @@ def test_wrong_tables_are_named(cpu: fa.Device, change: dict[str, Any], message:
     q = fa.ones((2, 1, 8), device=cpu)
     with mock.patch.object(plans, "CHECK", True):
         paged.paged_attention(q, cache, meta, (), AttentionOptions(1.0))
-        made = {name: fa.asarray(value, dtype="i32", device=cpu) for name, value in change.items()}
+        made: dict[str, Any] = {name: fa.asarray(value, dtype="i32", device=cpu) for name, value in change.items()}
         plans.set_plan(spec, meta, replace(plans.plan_of(spec, meta, cpu), **made))
         with pytest.raises(ValueError, match=message):
             paged.paged_attention(q, cache, meta, (), AttentionOptions(1.0))
