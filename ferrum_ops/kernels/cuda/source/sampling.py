@@ -315,12 +315,9 @@ def settle(
         tl.store(state + row * 4 + 1, key)
         tl.store(state + row * 4 + 2, room * own)
         tl.store(state + row * 4 + 3, room)
-    elif part is not None:  # after the search for top_p
+    elif part is not None:  # after the search for top_p: what stayed before is enough, so no more than that stay now
         need = tl.load(state + row * 4)
-        edge = tl.load(state + row * 4 + 1)
-        level = tl.where(key == edge, tl.load(state + row * 4 + 3), level)
-        room = (need - weight + own - 1) // tl.maximum(own, 1)
-        tl.store(state + row * 4 + 3, tl.minimum(level, room))
+        tl.store(state + row * 4 + 3, (need - weight + own - 1) // tl.maximum(own, 1))
     else:
         tl.store(state + row * 4 + 3, tl.minimum(level, top_k - above))
 
