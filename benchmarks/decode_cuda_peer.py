@@ -56,7 +56,7 @@ class Transformers:
     def decode(self) -> list[int]:
         """Read a token of each sequence; the result are the likeliest next ones, which are read next time."""
         torch.compiler.cudagraph_mark_step_begin()
-        with torch.inference_mode():
+        with torch.no_grad():  # tensors of inference mode are another kind, for which all would be compiled again
             self._ids = self._step(self._ids, self._cache).clone()
         found: list[int] = self._ids[:, 0].tolist()
         return found
