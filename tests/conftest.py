@@ -1,8 +1,8 @@
 """What all tests share: how hard Hypothesis tries, and which tests this machine can run.
 
 FERRUM_HYPOTHESIS names the profile: ``fast`` (the default: the same examples at every run, so that
-a change is the only thing that can change the outcome) or ``thorough`` (many examples, new ones
-each time).
+a change is the only thing that can change the outcome), ``brief`` (a few of them, for a device that
+is lent for minutes) or ``thorough`` (many examples, new ones each time).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ os.environ.setdefault("FERRUM_REHEARSE_MLX_GPU", "1")
 import ferrum_array as fa
 
 settings.register_profile("fast", max_examples=50, deadline=None, derandomize=True, database=None, print_blob=True)
+settings.register_profile("brief", settings.get_profile("fast"), max_examples=8)
 settings.register_profile(
     "thorough",
     max_examples=1000,
