@@ -42,7 +42,8 @@ from ferrum_ops.quant.tensor import QuantTensor
 __all__ = ["grouped_linear", "grouped_linear_refuses", "moe_ffn", "moe_ffn_refuses"]
 
 _EXPERTS: Final = 1024  # so many have no kernel
-_ONE_PASS: Final = 16  # rows of an expert for which quantised weights go straight to registers
+_ONE_PASS: Final = 16  # rows of an expert, on average, for which quantised weights go straight to registers
+_LONG: Final = 48  # and from how many on warps copy for others
 
 
 def _refuses(w: Tensor | QuantTensor) -> str | None:
@@ -74,40 +75,51 @@ def _by_rows(x: Tensor) -> bool:
     return bool((strides[2] == item or data.shape[2] == 1) and not strides[0] % item and not strides[1] % item)
 
 
+# How products are cut was found by trying, on an H200 with 128 experts of 2048 x 768.
+
+
 @cache
-def _wide(given: int, experts: int, form: str, gate: bool) -> Cut:
+def _cut(given: int, experts: int, form: str, gate: bool) -> Cut:
     """How so many sorted rows are multiplied."""
     each = given / experts
-    if each <= 16:
-        return Cut(16, 0, 128, 64, 4, 5, True, 2) if form == "dense" else Cut(16, 0, 64, 64, 4, 4, True, 2)
-    if each <= 48:
-        return Cut(64, 16, 64, 64, 4, 4, True, 2)
+    if each <= 24:
+        return Cut(32, 16, 128, 64, 4, 5, True, 2) if form == "dense" else Cut(32, 16, 64, 64, 4, 4, True, 2)
     if form == "dense":
+        if each <= 48:
+            return Cut(64, 32, 128, 64, 4, 4, True, 2)
         return Cut(128, 64, 64 if gate else 128, 64, 4, 3, True, 2)
-    return Cut(128, 64, 64, 64, 4, 3, False, 2)
+    return Cut(128, 64, 64, 64, 4, 3, False, 2) if each <= 96 else Cut(256, 128, 64, 64, 8, 3, False)
 
 
 def _of_sorted(product: Product, where: Sorted) -> Tensor:
-    w = product.w
-    if where.given <= _ONE_PASS * w.experts and w.form != "dense":
-        return few(product, where, _passes(w, product.gate is not None))
-    if where.given > 64 * w.experts and bulk_refuses(product) is None:
-        return bulk(product, where, Bulk(64, 256, 64, 4, 208 if where.order is not None else 232))
-    return many(product, where, _wide(where.given, w.experts, w.form, product.gate is not None))
+    w, given = product.w, where.given
+    if w.form != "dense" and given <= _ONE_PASS * w.experts:
+        return few(product, where, _pass(w, False))
+    if given > _LONG * w.experts and bulk_refuses(product) is None:
+        return bulk(product, where, Bulk(64, 256, 64, 4, 232 if where.order is None else 208))
+    return many(product, where, _cut(given, w.experts, w.form, product.gate is not None))
 
 
-def _passes(w: Stack, gate: bool) -> Pass:
-    if w.form == "dense":
-        return Pass(1, 4, 4, 3)
-    if w.size >= 2048:
-        return Pass(4, 4, 1)
-    return Pass(2, 1, 2)
+@cache
+def _pass_of(form: str, unit: int, size: int, listed: bool) -> Pass:
+    words = 4 if form == "mxfp4" else unit // (16 if form == "int8" else 32)
+    more = 4 // words  # units of which a thread reads 16 bytes
+    if size < 2048:
+        return Pass(1, 2, more)
+    if listed:
+        return Pass(2, 4, 2 * more)
+    return Pass(2, 2, 2) if form == "mxfp4" else Pass(4, 2, more)
+
+
+def _pass(w: Stack, listed: bool) -> Pass:
+    """How quantised weights are read once, by programs that look up their rows or are told them."""
+    return _pass_of(w.form, w.unit, w.size, listed)
 
 
 def _of_listed(product: Product, where: Listed) -> Tensor:
     if product.w.form == "dense":
-        return some(product, where, Cut(16, 0, 32, 128, 4, 4, False))
-    return few(product, where, _passes(product.w, product.gate is not None))
+        return some(product, where, Cut(16, 0, 64, 64, 4, 6, False))
+    return few(product, where, _pass(product.w, True))
 
 
 def grouped_linear_refuses(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Tensor | None) -> str | None:

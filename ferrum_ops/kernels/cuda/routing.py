@@ -37,7 +37,7 @@ _PERMUTE: Final = Kernel(source.permute, aligned=("size", "x_step"))
 _COMBINE: Final = Kernel(source.combine, aligned=("size", "y_step", "residual_step"))
 
 #: up to so many choices one program makes the plan
-ALONE: Final = 512
+ALONE: Final = 128
 #: from so many tokens on a program routes several
 MANY: Final = 512
 _EXPERTS: Final = 1024  # more have no kernel

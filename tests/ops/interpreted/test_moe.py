@@ -84,7 +84,7 @@ def test_sorted_rows_as_the_oracle_says(
 @settings(max_examples=10)
 @given(
     made=st.sampled_from([None, None, "int4-g32", "int8-g32-asym", "mxfp4", "mxfp4", "int8"]),
-    seed=st.integers(0, 2**32 - 1), tokens=st.sampled_from([1, 3, 8]), k=st.sampled_from([1, 3, 4]),
+    seed=st.integers(0, 2**32 - 1), tokens=st.sampled_from([1, 5]), k=st.sampled_from([1, 3, 4]),
     biased=st.booleans(), limit=st.booleans(), kind=st.sampled_from(["silu", "gelu", "relu2"]), sort=st.booleans(),
     wide_scales=st.booleans(),
 )  # fmt: skip
@@ -101,7 +101,7 @@ def test_networks_as_the_oracle_says(
 ) -> None:
     """With the products that belong to each way of finding the rows."""
     rng = np.random.default_rng(seed)
-    experts, size, inner, columns = 6, 128 if made else 72, 64 if made else 20, 33
+    experts, size, inner, columns = 5, 128 if made else 72, 32 if made else 20, 17
     w13, w13_64 = weights(seed, (experts, 2 * inner, size), made)
     w2, w2_64 = weights(seed + 1, (experts, columns, inner), made)
     x, x64 = lying(seed + 2, (tokens, size), fa.float16, "columns")
@@ -242,7 +242,7 @@ def test_what_the_compiler_makes_for_a_hopper_gpu() -> None:
         made.setdefault(code.name, []).append(code)
         assert code.shared <= 227 * 1024, code
     assert {name: len(codes) for name, codes in made.items()} == {
-        "count": 1, "place": 3, "bulk": 2, "many": 2, "some": 2, "few": 2, "combine": 4,
+        "count": 3, "place": 3, "bulk": 2, "many": 2, "some": 2, "few": 2, "combine": 4,
     }  # fmt: skip
     assert all(code.wide for code in made["few"])
     assert any(code.wide for code in made["combine"])  # where there are many tokens
