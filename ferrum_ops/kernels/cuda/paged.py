@@ -28,6 +28,8 @@ _MOST_SPLITS: Final = 128
 _MOST_BLOCKS: Final = 65535
 #: float32 as three parts of fewer bits: as exact as float32 in its sums, and on tensor cores
 _EXACT: Final = "tf32x3"
+#: with more rows for each processor than this, programs of 128 rows are faster than of 64
+_CROWD: Final = 256
 _COMBINE_WARPS: Final = 2
 _PIECE: Final = 16  # parts that are put together at a time
 #: a window as wide as this sees all that comes before
@@ -111,7 +113,8 @@ def _attend(
     window = None if options.window is None else min(options.window, _WIDEST)
     reach = plan.most_keys if window is None else min(plan.most_keys, window + most)
     rows = power_of_two(most * group)
-    code, constants = _code(spec, q.dtype, rows, _in_pairs(q, cache, rows))
+    crowded = plan.sequences * spec.kv_heads * most * group > _CROWD * processors(q.device)
+    code, constants = _code(spec, q.dtype, rows, crowded, _in_pairs(q, cache, rows))
     config = config or code
     blocks = -(-most * group // config.rows)
     programs = plan.sequences * spec.kv_heads * blocks
@@ -165,8 +168,11 @@ def _in_pairs(q: Tensor, cache: KVCache, rows: int) -> bool:
 
 
 @cache
-def _code(spec: KVSpec, queries: Dtype, rows: int, pairs: bool) -> tuple[Config, dict[str, Any]]:
-    """For sequences of at most so many rows, tokens times the heads that share keys; and what else is compiled in."""
+def _code(spec: KVSpec, queries: Dtype, rows: int, crowded: bool, pairs: bool) -> tuple[Config, dict[str, Any]]:
+    """For sequences of at most so many rows, tokens times the heads that share keys; and what else is compiled in.
+
+    It is *crowded* where there is work enough for larger programs.
+    """
     exact = not pairs and (queries is fa.float32 or spec.dtype is fa.float32)
     size = spec.block_size
     fast = spec.layout == "paged" and 16 <= size <= 256 and size & (size - 1) == 0
@@ -183,22 +189,31 @@ def _code(spec: KVSpec, queries: Dtype, rows: int, pairs: bool) -> tuple[Config,
         "PAIRS": pairs,
         "ASSEMBLY": not INTERPRETED,
     }
-    return _config(rows, max(key_block, value_block), exact, pairs, spec.layout == "paged"), constants
-
-
-def _config(rows: int, wide: int, exact: bool, pairs: bool, paged: bool) -> Config:
-    """The fastest that were found on an H200."""
+    wide = max(key_block, value_block)
     if exact:
-        return Config(max(16, min(rows, 64)), 32 if wide <= 128 else 16, 4, 2, False)
+        config = Config(max(16, min(rows, 64 if wide <= 256 else 16)), 32 if wide <= 128 else 16, 4, 2, False)
+    elif rows <= 64:
+        config = _for_few(rows, wide, pairs, spec.layout == "paged")
+    else:
+        config = _for_many(wide, crowded, spec.quantised)
+    return config, constants
+
+
+# The fastest that were found on an H200.
+
+
+def _for_few(rows: int, wide: int, pairs: bool, paged: bool) -> Config:
     keys = max(16, min(64, 8192 // wide))
     stages = 5 if paged else 4  # one goes into looking up blocks
-    if pairs:
-        return Config(16, keys, 2, stages, True)
-    if rows <= 64:
-        return Config(max(16, rows), keys, 4, stages, False)
-    if wide <= 128:
-        return Config(128, 64, 4, 3, True)
-    return Config(64, 32 if wide <= 256 else 16, 4, 2, True)
+    return Config(16, keys, 2, stages, True) if pairs else Config(max(16, rows), keys, 4, stages, False)
+
+
+def _for_many(wide: int, crowded: bool, quantised: bool) -> Config:
+    if wide > 128:
+        return Config(64, 32 if wide <= 256 else 16, 4, 2, True)
+    if quantised:
+        return Config(64, 128, 4, 3, True)
+    return Config(128 if crowded else 64, 64, 4, 3, True)
 
 
 def _splits(programs: int, keys: int, processors: int, pairs: bool) -> int:

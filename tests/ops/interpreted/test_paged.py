@@ -59,8 +59,12 @@ def queries_of(case: Case, dtype: fa.Dtype, cpu: fa.Device, group: int, strided:
 
 @contextmanager
 def tiles(config: Config, splits: int) -> Iterator[None]:
-    chosen = paged._code.__wrapped__  # which remembers what it chose
-    with mock.patch.multiple(paged, _code=chosen, _config=lambda *_: config, _splits=lambda *_: splits, _PIECE=2):
+    plain = paged._code.__wrapped__
+
+    def code(*call: Any) -> tuple[Config, dict[str, Any]]:
+        return config, plain(*call)[1]
+
+    with mock.patch.multiple(paged, _code=code, _splits=lambda *_: splits, _PIECE=2):
         yield
 
 
@@ -381,12 +385,12 @@ def test_every_configuration_compiles_for_hopper(tmp_path: object) -> None:
         F, H, I = fa.float32, fa.bfloat16, fa.int8
         for q, k, rows, dim, value_dim, layout in (
             (H, H, 4, 128, 128, "paged"), (H, I, 4, 128, 128, "contiguous"), (H, H, 512, 128, 128, "paged"),
-            (H, I, 512, 192, 128, "paged"), (H, H, 64, 256, 256, "ring"), (F, F, 512, 256, 256, "paged"),
-            (H, F, 4, 512, 512, "paged"), (H, H, 512, 512, 512, "paged"),
+            (H, I, 512, 128, 128, "paged"), (H, H, 64, 256, 256, "ring"), (F, F, 512, 256, 256, "paged"),
+            (H, F, 512, 512, 512, "paged"), (H, H, 512, 512, 512, "paged"),
         ):
             spec = KVSpec(1, dim, 4, 64, layout, k, value_dim)
             pairs = k is I and rows <= 16
-            config, constants = paged._code(spec, q, rows, pairs)
+            config, constants = paged._code(spec, q, rows, layout == "paged", pairs)
             split = rows == 4
             scale, parts = F if k is I else None, F if split else None
             kinds = [q, k, k, scale, scale, None, fa.int32, fa.int32, fa.int32, q, None, parts]
