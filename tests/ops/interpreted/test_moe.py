@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops import ActivationKind, QuantTensor, dequantize, quantize
+from ferrum_ops import ActivationKind, QuantTensor, dequantize, moe_plan, quantize
 from ferrum_ops.kernels.cuda import moe
 from ferrum_ops.kernels.cuda import moe_products as products
 from ferrum_ops.kernels.cuda.moe_products import Cut, Gate, Listed, Pass, Product, Sorted, stack_of
@@ -49,7 +49,7 @@ def stacks(draw: st.DrawFn) -> tuple[Tensor | QuantTensor, Array]:
     return weights(draw(st.integers(0, 2**32 - 1)), (experts, columns, size), scheme, draw(st.booleans()))
 
 
-@settings(max_examples=18)
+@settings(max_examples=14)
 @given(
     made=stacks(), seed=st.integers(0, 2**32 - 1), tail=st.sampled_from([0, 0, 3]), biased=st.booleans(),
     lie=st.sampled_from(LIES), data=st.data(),
@@ -81,7 +81,27 @@ def test_sorted_rows_as_the_oracle_says(
         assert not wide(got)[offsets[-1] :].any()
 
 
-@settings(max_examples=10)
+@pytest.mark.parametrize("scheme", [None, "int4-g32-asym", "int8-g32", "mxfp4", "int4"])
+@pytest.mark.parametrize("cut", [Cut(16, 0, 16, 64, 4, 3, True), Cut(32, 16, 32, 64, 4, 3, False)])
+def test_gates_of_sorted_rows(scheme: str | None, cut: Cut) -> None:
+    """Experts have several tiles, one, or none; rows are those of choices, in their order."""
+    counts, inner, size, k = (17, 0, 33, 1, 13), 20, 64, 2
+    w, w64 = weights(1, (5, 2 * inner, size), scheme)
+    x, x64 = lying(2, (sum(counts) // k, size), fa.float16, "columns")
+    bias, b64 = lying(3, (5, 2 * inner), fa.float32, "whole")
+    order = np.random.default_rng(4).permutation(sum(counts))
+    offsets = fa.asarray(np.asarray([0, *np.cumsum(counts)]), device="cpu")
+    product = Product(x, stack_of(w), bias, inner, Gate("silu", 1.0, 1.5, 1.0))
+    with poison(products):
+        got = products.many(product, Sorted(fa.asarray(order, device="cpu"), offsets, sum(counts), k), cut)
+    h = np.concatenate(
+        [x64[order[a:b] // k] @ w64[e].T + b64[e] for e, (a, b) in enumerate(pairwise(offsets.tolist()))]
+    )
+    gate, up = np.minimum(h[:, :inner], 1.0), np.clip(h[:, inner:], -1.0, 1.0)
+    assert distance(wide(got), gate / (1.0 + np.exp(-1.5 * gate)) * (up + 1.0)) < CLOSE
+
+
+@settings(max_examples=8)
 @given(
     made=st.sampled_from([None, None, "int4-g32", "int8-g32-asym", "mxfp4", "mxfp4", "int8"]),
     seed=st.integers(0, 2**32 - 1), tokens=st.sampled_from([1, 5]), k=st.sampled_from([1, 3, 4]),
@@ -128,6 +148,26 @@ def test_networks_as_the_oracle_says(
         )  # fmt: skip
     assert got.shape == (tokens, columns)
     assert distance(wide(got), want) < 2 * CLOSE
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "int4-g64-asym", "int4", "int8-g64-asym", "int8-g32", "mxfp4", "wide"])
+@pytest.mark.parametrize("cut", [Pass(1, 2, 1), Pass(2, 1, 2)])
+def test_few_rows_with_quantised_weights(scheme: str, cut: Pass) -> None:
+    """Sorted rows, of which an expert has more than a pass takes, and rows that are not sorted: the same."""
+    experts, columns, size, k = 3, 19, 256, 2
+    w, w64 = weights(1, (experts, columns, size), "mxfp4" if scheme == "wide" else scheme)
+    x, x64 = lying(2, (9, size), fa.float16, "columns")
+    chosen = np.where(np.arange(18) < 3, 2, np.where(np.arange(18) == 9, 1, 0)).reshape(9, k)
+    ids = fa.asarray(chosen, device="cpu")
+    plan = moe_plan(ids, experts)
+    product = Product(x, stack_of(w), None, columns, None)
+    want = np.einsum("tjnk,tk->tjn", w64[chosen], x64).reshape(-1, columns)
+    with pytest.MonkeyPatch.context() as patch, poison(products):
+        patch.setattr(products, "WIDE", (fa.float16,) if scheme == "wide" else ())
+        by_ids = products.few(product, Listed(ids, k), cut)
+        sorted_ = products.few(product, Sorted(plan.order, plan.offsets, 18, k), cut)
+    assert distance(wide(by_ids), want) < CLOSE
+    assert distance(wide(sorted_), want[wide(plan.order).astype(np.int64)]) < CLOSE
 
 
 @settings(max_examples=10)
