@@ -106,7 +106,7 @@ def sample_told(logits: Tensor, u: Tensor | None, logprobs: int, model: Tensor |
     if ids.size:
         cut = _Rows(logits, None)
         _choose(cut, logits, u, ids)
-        if model is not None:
+        if model is not None and model is not logits:
             cut = _Rows(model, None)
         sums = empty((cut.count, cut.splits), logits, fa.float32)
         _SPREAD(
