@@ -120,6 +120,22 @@ def test_rows_do_not_meet(device: fa.Device, name: str) -> None:
     assert np.allclose(wide(together), wide(fa.stack([rms_norm(x[i], eps=1e-5) for i in range(4)])), rtol=2e-7)
 
 
+@pytest.mark.parametrize("size", [700, 2880])
+@pytest.mark.parametrize("name", ["float32", "bfloat16"])
+def test_many_rows_of_lengths_between_powers_of_two(device: fa.Device, name: str, size: int) -> None:
+    """Which kernels may cut into several blocks."""
+    dtype = fa.Dtype(name)
+    (x, x64), (w, w64), (residual, r64) = (
+        make(noise(i, *shape), dtype, device) for i, shape in enumerate([(300, size), (size,), (300, size)])
+    )
+    check(rms_norm(x, w, eps=1e-5, offset=1.0), exact_rms(x64, w64, 1e-5, 1.0, None), dtype)
+    got, total = rms_norm(x, w, eps=1e-5, residual=residual, gate=x)
+    check(total, wide(to_dtype(x64 + r64, dtype)), dtype)
+    check(got, exact_rms(wide(total), w64, 1e-5, 0.0, x64), dtype)
+    got, total = layer_norm(x, w, w, eps=1e-5, residual=residual)
+    check(got, exact_norm(wide(total), w64, w64, 1e-5), dtype)
+
+
 def test_large_halves_do_not_overflow(device: fa.Device) -> None:
     x = fa.asarray([[60000.0, -60000.0]], dtype="f16", device=device)
     assert wide(rms_norm(x, eps=1e-5)).tolist() == [[1.0, -1.0]]
