@@ -65,7 +65,7 @@ def rms_norm(
         inside = (row < rows) & (col < size)
         y = _summed(x, residual, row * x_step + col, row * residual_step + col, total, row * size + col, inside)
         squares += y * y
-        held = held + (y,)
+        held = held + (y,)  # type: ignore[assignment]  # the loop is unrolled, each turn has its own type
     factor = inverse_root(tl.sum(squares, axis=1, keep_dims=True), parts, eps)
     for i in tl.static_range(BLOCKS):
         col = i * BLOCK + tl.arange(0, BLOCK)[None, :]
@@ -120,7 +120,7 @@ def layer_norm(
         inside = (row < rows) & (col < size)
         y = _summed(x, residual, row * x_step + col, row * residual_step + col, total, row * size + col, inside)
         sums += y
-        held = held + (y,)
+        held = held + (y,)  # type: ignore[assignment]  # the loop is unrolled, each turn has its own type
     mean = tl.div_rn(tl.sum(sums, axis=1, keep_dims=True), parts)
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
     for i in tl.static_range(BLOCKS):
