@@ -59,7 +59,8 @@ def test_each_says_where_it_comes_from(name: str) -> None:
 
 
 def test_every_name_of_the_registry_is_an_op() -> None:
-    assert set(op_names()) <= set(OPS)
+    ours = {name for name in op_names() if not name.endswith("_in_an_example")}  # docstrings may have run before
+    assert ours <= set(OPS)
 
 
 def test_the_page_lists_every_op() -> None:
