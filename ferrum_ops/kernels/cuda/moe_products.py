@@ -203,8 +203,8 @@ def many(product: Product, where: Sorted, cut: Cut) -> Tensor:
 def bulk_refuses(product: Product) -> str | None:
     """Why the kernel with copying warps does not take a product, or None."""
     x, step = rows(product.x)
-    if not (_by_descriptor(product.w) and _rows_by_descriptor(x, step)):
-        return "copies dense weights without gaps, and rows at multiples of 16 bytes"
+    if not (_by_descriptor(product.w) and _rows_by_descriptor(x, step)) or product.w.size % 16:
+        return "copies dense weights without gaps, rows at multiples of 16 bytes, and multiples of 16 numbers"
     gate = product.gate
     return None if gate is None or gate.kind == "silu" else f"has silu, not {gate.kind}"
 

@@ -21,11 +21,13 @@ _AT_ONCE = gl.constexpr(8)  # tiles that are looked up together
 
 
 @gluon.jit
-def _schedule(offsets, table, rows, experts, blocks, EXPERTS: gl.constexpr, BM: gl.constexpr):
+def _schedule(
+    offsets, table, rows, experts, blocks, EXPERTS: gl.constexpr, BM: gl.constexpr, SLOTS: gl.constexpr
+):  # fmt: skip
     """Write this program's tiles into its part of the table: expert, first row, end of the rows; and count them.
 
     A tile after another, expert by expert; rows that belong to nobody are those of an expert behind the last. Offsets
-    that are wrong lead to no other rows than there are.
+    that are wrong lead to no other rows than there are, and to no more tiles than the table holds.
     """
     FLAT: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     WIDE: gl.constexpr = gl.BlockedLayout([1, 8], [32, 1], [4, 1], [1, 0])
@@ -44,7 +46,7 @@ def _schedule(offsets, table, rows, experts, blocks, EXPERTS: gl.constexpr, BM: 
     expert = gl.convert_layout(e, DOWN)[:, None]
     first = gl.convert_layout(first, DOWN)[:, None]
     last = gl.convert_layout(last, DOWN)[:, None]
-    mine = gl.cdiv(gl.maximum(total - gl.program_id(0), 0), gl.num_programs(0))
+    mine = gl.minimum(gl.cdiv(gl.maximum(total - gl.program_id(0), 0), gl.num_programs(0)), SLOTS)
     for start in range(0, mine, _AT_ONCE):
         i = start + gl.arange(0, _AT_ONCE, layout=ALONG)
         tile = ((gl.program_id(0) + i * gl.num_programs(0)) // blocks)[None, :]
@@ -258,7 +260,7 @@ def bulk(
     GATHER: gl.constexpr = order is not None
     blocks = gl.cdiv(columns, BN // PARTS)
     table += gl.program_id(0) * (SLOTS * 4)
-    mine = _schedule(offsets, table, rows, experts, blocks, EXPERTS, 2 * CM)
+    mine = _schedule(offsets, table, rows, experts, blocks, EXPERTS, 2 * CM, SLOTS)
     X: gl.constexpr = gl.NVMMASharedLayout.get_default_for([CM, BK], dtype)
     W: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BN, BK], dtype)
     w_desc = tma.make_tensor_descriptor(w, [experts * columns * PARTS, size], [w_step, 1], [BN // PARTS, BK], W)
