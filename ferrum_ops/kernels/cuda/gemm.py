@@ -139,9 +139,7 @@ def form_of(scheme: IntScheme | Mxfp4Scheme, size: int) -> Form | str:
     unit = next((unit for unit in (128, 64, 32) if length % unit == 0 and unit * scheme.bits <= 512), None)
     if unit is None:
         return f"groups are of multiples of 32 numbers, not {length}"
-    return Form(
-        scheme.kind, unit, 0 if scheme.bits == 8 and scheme.group is None and scheme.symmetric else length // unit
-    )
+    return Form(scheme.kind, unit, 0 if scheme.group is None and scheme.symmetric else length // unit)
 
 
 def _refuses(w: Tensor | QuantTensor, out: Dtype) -> str | None:
@@ -185,7 +183,22 @@ def few_quantised_refuses(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | Non
 @cache
 def quantised_shape(given: int, columns: int, size: int, form: Form) -> Shape:
     """How the kernel cuts products of so many rows with quantised weights [columns, size]."""
-    return Shape(16 if columns > 2048 else 8, 8, 2 if form.unit == 128 else 4)
+    small, large, whole, byte = columns <= 2048, columns >= 8192, form.unit == 128, form.name == "int8"
+    if given > 16:
+        return Shape(32, 8, 2 if given <= 32 else 1)
+    if given > 8:
+        if small:
+            return Shape(16 if whole else 8, 8, 2)
+        if large:
+            return Shape(32 if form.name == "int4" else 16, 4, 1 if whole else 2)
+        return Shape(32 if form.name == "int4" and form.unit != 64 else 16, 8, 1 if byte else 2)
+    if small:
+        return Shape(8, 8, 2 if whole else 4)
+    if large:
+        return Shape(16, 4, 2)
+    if byte and size >= 8192:
+        return Shape(16, 16, 2)
+    return Shape(16, 8, 2 if whole and size >= 8192 else 4)
 
 
 def _steps(x: Tensor | None) -> int:
@@ -204,18 +217,6 @@ def few_quantised(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype, sh
     return y
 
 
-@cache
-def _unit_of(form: Form, size: int) -> tuple[int, int]:
-    """The numbers of a unit of the kernel for few rows, and how many groups with a scale a unit has.
-
-    Small groups make a unit together, so that a thread reads 16 bytes at once.
-    """
-    if form.per != 1:
-        return form.unit, 1
-    unit = next(unit for unit in ((64, 32) if form.name == "int8" else (128, 64, 32)) if size % unit == 0)
-    return max(unit, form.unit), max(unit // form.unit, 1)
-
-
 def _few_quantised(
     x: Tensor, x_scales: Tensor | None, w: QuantTensor, bias: Tensor | None, y: Tensor, shape: Shape | None
 ) -> None:
@@ -224,13 +225,12 @@ def _few_quantised(
     form = _form(w)
     values, scales, zeros = w.parts["values"], w.parts["scales"], w.parts.get("zeros")
     bn, warps, chunks = quantised_shape(given, columns, size, form) if shape is None else shape
-    unit, sub = _unit_of(form, size)
-    units = size // unit
+    units = size // form.unit
     _QUANTISED(
         (-(-columns // bn),), x, x_scales, values, scales, zeros, None if bias is None else in_order(bias), y, given,
         columns, units, x_step, values._data.strides[0] // 4, _steps(scales), _steps(zeros), 1, warps=warps, stages=1,
-        FORM=form.name, PER=form.per, SUB=sub, BN=bn, TILES=max(1, bn // 16), HIGH=_high(given), WARPS=warps,
-        CHUNKS=chunks, WORDS=unit // (16 if form.name == "int8" else 32), EVEN=units % (warps * chunks) == 0,
+        FORM=form.name, PER=form.per, BN=bn, TILES=max(1, bn // 16), HIGH=_high(given), WARPS=warps, CHUNKS=chunks,
+        WORDS=form.unit // (16 if form.name == "int8" else 32), EVEN=units % (warps * chunks) == 0,
     )  # fmt: skip
 
 

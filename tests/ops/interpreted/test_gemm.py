@@ -304,7 +304,7 @@ def test_weights_go_from_memory_to_tensor_cores_without_detours(form: str, unit:
             90, 8, 1,
             [half, None, fa.uint8, fa.uint8 if {form!r} == "mxfp4" else half, zeros, None, half, "i32", much, "i32"]
             + [much] * 4 + ["i32"],
-            dict(FORM={form!r}, PER=1, SUB=1, BN=16, TILES=1, HIGH=1, WARPS=8, CHUNKS=2,
+            dict(FORM={form!r}, PER=1, BN=16, TILES=1, HIGH=1, WARPS=8, CHUNKS=2,
                  WORDS={unit} // (16 if {form!r} == "int8" else 32), EVEN=True),
         )
         ptx = made.asm["ptx"]

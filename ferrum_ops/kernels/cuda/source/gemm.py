@@ -169,54 +169,22 @@ def _scales(scales):
 
 
 @triton.jit
-def _int4_over_16(words, one, KIND: tl.constexpr):
-    """1 + v / 16 for the 8 fields v of 4 bits, in the order of _numbers: fields become the first bits of fractions."""
-    if tl.bfloat16 == KIND:
-        power = (0x3F803F80 * one).to(tl.uint32)
-        pairs = _fours(
-            ((words << 3) & 0x00780078) | power,
-            ((words >> 1) & 0x00780078) | power,
-            ((words >> 5) & 0x00780078) | power,
-            ((words >> 9) & 0x00780078) | power,
-        )
-    else:
-        power = (0x3C003C00 * one).to(tl.uint32)
-        pairs = _fours(
-            ((words << 6) & 0x03C003C0) | power,
-            ((words << 2) & 0x03C003C0) | power,
-            ((words >> 2) & 0x03C003C0) | power,
-            ((words >> 6) & 0x03C003C0) | power,
-        )
-    return _halves(pairs, KIND)
-
-
-@triton.jit
-def _as_sums(values, BATCH: tl.constexpr, ROWS: tl.constexpr, HIGH: tl.constexpr):
-    """Values [4, 8, warps, more rows, groups], alike in the first axis, in the shape of sums: where these have them."""
-    values = values.permute(4, 2, 3, 1, 0).reshape(BATCH, ROWS, 1, 4, 1)
-    return tl.broadcast_to(values, BATCH, ROWS, HIGH, 4, 2).reshape(BATCH, ROWS, 8 * HIGH)
-
-
-@triton.jit
 def few_quantised(
     x, x_scales, w, scales, zeros, bias, out, rows, columns, units, x_step, w_step, s_step, z_step, one,
-    FORM: tl.constexpr, PER: tl.constexpr, SUB: tl.constexpr, BN: tl.constexpr, TILES: tl.constexpr,
-    HIGH: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
+    FORM: tl.constexpr, PER: tl.constexpr, BN: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr,
+    WARPS: tl.constexpr, CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
     """``x @ w.T + bias`` for up to 8 * HIGH rows of x and weights of integers or 4-bit floats.
 
-    A row of w is made of *units*, of 4 * WORDS words each. SUB groups that have a scale make a unit, or PER units make
-    such a group, or all of them do, where PER is 0. Each row of x has a scale in x_scales, if there are any.
+    A row of w is made of *units*, of 4 * WORDS words each; PER of them have one scale, or all have, where PER is 0.
+    Each row of x has a scale in x_scales, if there are any.
     A program has BN rows of w, at most 16 * TILES. *one* is 1, which the compiler must not know: otherwise it gives
     neighbouring words to one thread where they belong to four.
     """
     KIND: tl.constexpr = x.dtype.element_ty
-    ROWS: tl.constexpr = 16 * TILES
     EIGHTS: tl.constexpr = WORDS // 2 if FORM == "int8" else WORDS  # a thread has so many times 8 numbers of a unit
-    GROUPS: tl.constexpr = CHUNKS * SUB
-    BATCH: tl.constexpr = GROUPS * WARPS
-    BK: tl.constexpr = 32 * EIGHTS // SUB
-    NEAR: tl.constexpr = 4 // SUB  # threads that read one group
+    BK: tl.constexpr = 32 * EIGHTS
+    BATCH: tl.constexpr = CHUNKS * WARPS
     lane = tl.arange(0, 4) * one
     # axes: 4 threads along K, 8 along rows, warps along units, more rows, more units, words of a thread
     row = _along(tl.arange(0, 2 * TILES), 3, 6) * 8 + _along(tl.arange(0, 8), 1, 6)
@@ -225,23 +193,20 @@ def few_quantised(
     unit = _along(tl.arange(0, WARPS), 2, 6) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 6)
     word = (unit * 4 + _along(lane, 0, 6)) * WORDS + _along(tl.arange(0, WORDS), 5, 6)
     w_at = w.to(tl.pointer_type(tl.uint32)) + n.to(tl.int64) * w_step + word
-    # the same, but groups have an axis, and numbers have two; the 4 threads have parts of one group
-    m = _along(tl.arange(0, HIGH), 3, 8) * 8 + _along(tl.arange(0, 8), 1, 8)
+    # the same, with two axes for the numbers of a thread
+    m = _along(tl.arange(0, HIGH), 3, 7) * 8 + _along(tl.arange(0, 8), 1, 7)
     m_in = m < rows
-    x_unit = _along(tl.arange(0, WARPS), 2, 8) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 8)
-    k = (x_unit * SUB + _along(tl.arange(0, SUB), 5, 8)) * NEAR + _along(lane % NEAR, 0, 8)
-    k = (k * SUB + _along(lane // NEAR, 0, 8)) * (EIGHTS // SUB) + _along(tl.arange(0, EIGHTS // SUB), 6, 8)
-    k = k * 8 + _along(tl.arange(0, 8), 7, 8)
+    x_unit = _along(tl.arange(0, WARPS), 2, 7) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 7)
+    k = (x_unit * 4 + _along(lane, 0, 7)) * EIGHTS + _along(tl.arange(0, EIGHTS), 5, 7)
+    k = k * 8 + _along(tl.arange(0, 8), 6, 7)
     x_at = x + m.to(tl.int64) * x_step + k
-    # scales and zeros: groups in one axis
+    # scales and zeros: an axis less
     s_row = _along(tl.arange(0, 2 * TILES), 3, 5) * 8 + _along(tl.arange(0, 8), 1, 5)
     s_n = tl.program_id(0) * BN + s_row + _along(lane, 0, 5) * 0
     s_in = (s_row < BN) & (s_n < columns)
-    part = _along(tl.arange(0, WARPS), 2, 5) * GROUPS + _along(tl.arange(0, GROUPS), 4, 5)
-    s_n = s_n.to(tl.int64)
-    ones = tl.full([BATCH, 16, BK], 1.0, KIND)
-    sums = tl.zeros([BATCH, ROWS, 8 * HIGH], tl.float32)
-    for start in range(0, units, CHUNKS * WARPS):
+    s_unit = _along(tl.arange(0, WARPS), 2, 5) * CHUNKS + _along(tl.arange(0, CHUNKS) * one, 4, 5)
+    sums = tl.zeros([BATCH, 16 * TILES, 8 * HIGH], tl.float32)
+    for start in range(0, units, BATCH):
         rest = units - start
         if EVEN:
             a_in = n_in
@@ -250,44 +215,36 @@ def few_quantised(
         else:
             a_in = n_in & (unit < rest)
             b_in = m_in & (x_unit < rest)
-            g_in = s_in & (part < rest * SUB)
+            g_in = s_in & (s_unit < rest)
         a = tl.load(w_at + start * (4 * WORDS), mask=a_in, other=0, eviction_policy="evict_first")
-        b = tl.load(x_at + start * (32 * EIGHTS), mask=b_in, other=0.0)
-        if FORM == "int4":
-            a = _int4_over_16(a, one, KIND)
+        b = tl.load(x_at + start * BK, mask=b_in, other=0.0)
+        group = (s_unit + start) // PER if PER else s_unit * 0
+        if zeros is None:
+            z = None
         else:
-            # bytes with zeros of their own count from 128, as signed ones do
-            a = _numbers(a if zeros is None else a ^ 0x80808080, None, one, FORM, KIND)
-        a = a.reshape(SUB, NEAR, 8, WARPS, 2 * TILES, CHUNKS, SUB, EIGHTS // SUB, 2, 2, 2)
-        b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, SUB, EIGHTS // SUB, 2, 2, 2)
-        # K in the order in which the compiler gives it to threads: four neighbours
-        a = a.permute(5, 0, 3, 4, 2, 7, 8, 6, 1, 9, 10).reshape(BATCH, ROWS, BK)
-        b = b.permute(4, 5, 2, 6, 7, 8, 0, 9, 3, 1) if FORM == "int8" else b.permute(4, 5, 2, 6, 8, 7, 0, 9, 3, 1)
-        # for products with ones any order does: here it is by two neighbours
-        c = b.permute(0, 1, 2, 3, 4, 7, 6, 5, 8, 9).reshape(BATCH, BK, 8 * HIGH)
-        b = b.permute(0, 1, 2, 3, 4, 6, 7, 5, 8, 9).reshape(BATCH, BK, 8 * HIGH)
-        if PER == 0:
+            z = tl.load(zeros + s_n.to(tl.int64) * z_step + group, mask=g_in, other=0)
+            z = z.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1)
+        a = _numbers(a, z, one, FORM, KIND).reshape(4, 8, WARPS, 2 * TILES, CHUNKS, EIGHTS, 2, 2, 2)
+        b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, EIGHTS, 2, 2, 2)
+        # K in the order in which the compiler gives it to threads: four neighbours, but eight if it sees bytes
+        if zeros is None:
+            a = a.permute(4, 2, 3, 1, 5, 6, 0, 7, 8)
+            b = b.permute(4, 2, 5, 6, 0, 8, 7, 3, 1) if FORM == "int8" else b.permute(4, 2, 5, 7, 0, 8, 6, 3, 1)
+        else:
+            a = a.permute(4, 2, 3, 1, 5, 0, 6, 7, 8)
+            b = b.permute(4, 2, 5, 0, 6, 8, 7, 3, 1) if FORM == "int8" else b.permute(4, 2, 5, 0, 7, 8, 6, 3, 1)
+        a = a.reshape(BATCH, 16 * TILES, BK)
+        b = b.reshape(BATCH, BK, 8 * HIGH)
+        if PER:
+            s = _scales(tl.load(scales + s_n.to(tl.int64) * s_step + group, mask=g_in, other=0))
+            s = s.permute(4, 2, 3, 1, 0).reshape(BATCH, 16 * TILES, 1, 4, 1)
+            s = tl.broadcast_to(s, BATCH, 16 * TILES, HIGH, 4, 2).reshape(BATCH, 16 * TILES, 8 * HIGH)
+            sums += tl.dot(a, b) * s
+        else:
             sums = tl.dot(a, b, sums)
-        else:
-            group = start * SUB + part if PER == 1 else (start + part) // PER
-            products = tl.dot(a, b)
-            if FORM == "int4":
-                products *= 16.0
-            if FORM == "int4" or zeros is not None:
-                if zeros is None:
-                    base = 24.0
-                else:
-                    z = tl.load(zeros + s_n * z_step + group, mask=g_in, other=0).to(tl.float32)
-                    base = _as_sums(z + (16.0 if FORM == "int4" else -128.0), BATCH, ROWS, HIGH)
-                # the sums of inputs, in every row
-                inputs = tl.dot(ones, c)
-                inputs = tl.broadcast_to(inputs.reshape(BATCH, 1, 16, 8 * HIGH), BATCH, TILES, 16, 8 * HIGH)
-                products -= inputs.reshape(BATCH, ROWS, 8 * HIGH) * base
-            s = _scales(tl.load(scales + s_n * s_step + group, mask=g_in, other=0))
-            sums += products * _as_sums(s, BATCH, ROWS, HIGH)
     y = tl.sum(sums, axis=0)
     if PER == 0:
-        last = tl.arange(0, ROWS)
+        last = tl.arange(0, 16 * TILES)
         n = tl.program_id(0) * BN + last
         y *= tl.load(scales + n.to(tl.int64) * s_step, mask=n < columns, other=0.0).to(tl.float32)[:, None]
     if x_scales is not None:
