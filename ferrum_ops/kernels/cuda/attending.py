@@ -48,7 +48,6 @@ class HopperConfig(NamedTuple):
     keys: int
     stages: int
     slots: int
-    turns: bool
     shared: bool
 
 
@@ -151,7 +150,7 @@ def _attend(
         None if options.sinks is None else in_order(_narrow(options.sinks)),
     )
     if _fits_hopper(call):
-        _on_hopper(call, _hopper_config(dim, value_dim))
+        _on_hopper(call, _HOPPER[dim])
     else:
         _general(call)
     return out
@@ -278,67 +277,48 @@ def _hopper_kernel() -> Kernel:
     return Kernel(prefill_hopper.attention, aligned=_STEPS)
 
 
-@cache
-def _hopper_config(dim: int, value_dim: int) -> HopperConfig:
-    wide = max(dim, value_dim)
-    if wide <= 128:
-        return HopperConfig(128, 2, 2, turns=False, shared=False)
-    return HopperConfig(64, 2, 1, turns=False, shared=dim > 128 and value_dim > 128)
+#: head dimensions, of values too, for which there is a kernel
+_HOPPER: Final = {
+    64: HopperConfig(128, 2, 2, shared=False),
+    128: HopperConfig(128, 2, 2, shared=False),
+    256: HopperConfig(64, 2, 1, shared=True),
+}
 
 
 def _fits_hopper(call: _Call) -> bool:
+    """Whether a call is of the plain kind, long, and lies as copies in bulk ask for."""
     return (
-        capability(call.out.device) == 90
-        and call.out.dtype is not fa.float32
+        call.dim == call.value_dim
+        and call.dim in _HOPPER
+        and call.numbers[1:] == (None, None)
         and call.bias is None
+        and call.meta is None
+        and call.sums is None
+        and call.sinks is None
         and call.keys > _FEW
         and call.queries * call.group > _PACKED
-        and call.value_dim % 8 == 0
+        and call.out.dtype is not fa.float32
+        and capability(call.out.device) == 90
         and all(map(_bulk, (call.q, call.k, call.v)))
     )
 
 
-def _table(meta: SequenceMeta, causal: bool, device: Device) -> Tensor:
-    """[blocks, 5]: a block of a sequence, its queries and keys, as the kernel says; those that see most come first."""
-    key = ("attention blocks", causal, device)
-    found: Tensor | None = meta.notes.get(key)
-    if found is None:
-        lines = []
-        begin = 0
-        for first, queries, keys in zip(meta.cu_seqlens, meta.lengths, meta.key_lengths, strict=False):
-            for block in range(-(-queries // _BLOCK)):
-                seen = min(keys, (block + 1) * _BLOCK + keys - queries) if causal else keys
-                lines.append((-seen, block, first, queries, begin, keys))
-            begin += keys
-        found = fa.asarray([line[1:] for line in sorted(lines)], dtype=fa.int32, device=device)
-        meta.notes[key] = found
-    return found
-
-
 def _on_hopper(call: _Call, config: HopperConfig) -> None:
-    batches, queries, keys, table = call.batches, call.queries, call.keys, None
-    blocks, units = -(-queries // _BLOCK), batches * call.heads
-    dims = max(64, power_of_two(call.dim)), max(64, power_of_two(call.value_dim))
-    shares = -(-(keys * sum(dims) * 2 * units // call.group) // _CACHED)
-    if call.meta is not None:
-        table = _table(call.meta, call.causal, call.out.device)
-        batches, queries, keys = 1, call.q.tensor._data.shape[0], call.k.tensor._data.shape[0]
-        blocks, units = 1, table._data.shape[0] * call.heads
+    blocks = -(-call.queries // _BLOCK)
+    units = call.batches * call.heads
+    shares = -(-(call.keys * 4 * call.dim * units // call.group) // _CACHED)
     _hopper_kernel()(
         (min(processors(call.out.device), blocks * units),),
-        *(call.q.tensor, call.k.tensor, call.v.tensor, call.out, call.sums, call.sinks, table),
-        *(batches, queries, keys, call.heads, blocks, units),
+        *(call.q.tensor, call.k.tensor, call.v.tensor, call.out),
+        *(call.batches, call.queries, call.keys, call.heads, blocks, blocks * units, units),
         -(-units // shares // call.group) * call.group,
-        *(*call.q[1:], *call.k[1:], *call.v[1:], *call.numbers),
+        *(*call.q[1:], *call.k[1:], *call.v[1:], call.numbers[0]),
         GROUP=call.group,
-        HEAD=call.dim,
-        VALUE=call.value_dim,
-        D=dims[0],
-        DV=dims[1],
+        D=call.dim,
+        DV=call.value_dim,
         BN=config.keys,
         STAGES=config.stages,
         SLOTS=config.slots,
         CAUSAL=call.causal,
-        TURNS=config.turns,
         SHARED=config.shared,
     )
