@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import ferrum_array as fa
-from ferrum_ops import grouped_linear, moe_ffn, moe_route
+from ferrum_ops import grouped_linear, linear, moe_ffn, moe_route
 from tests.array.oracle import wide
 from tests.ops.oracle import Array, distance, make, noise
 
@@ -88,12 +88,12 @@ def test_a_network_replays_in_a_graph(device: fa.Device, dtype: fa.Dtype, tokens
     (x, router, w13, w2), (x64, _, w13_64, w2_64) = network(device, dtype, tokens)
 
     def run(x: fa.Tensor) -> fa.Tensor:
-        return moe_ffn(x, w13, w2, *moe_route(x @ router.T, 2))
+        return moe_ffn(x, w13, w2, *moe_route(linear(x, router), 2))
 
     replay = fa.capture(run, fa.zeros_like(x))
     got = replay(x)
     assert fa.all(got == run(x))
-    ids, weights = moe_route(x @ router.T, 2)
+    ids, weights = moe_route(linear(x, router), 2)
     want = np.zeros((tokens, 96))
     for (t, j), e in np.ndenumerate(wide(ids).astype(np.int64)):
         h = w13_64[e] @ x64[t]
