@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, settings
 
 # MLX's GPU has fewer dtypes. Where there is none, a device with these dtypes does its work on the CPU.
 os.environ.setdefault("FERRUM_REHEARSE_MLX_GPU", "1")
+# SciPy reads it when it is imported, by whichever test comes first.
+os.environ["SCIPY_ARRAY_API"] = "1"
 
 import ferrum_array as fa
 

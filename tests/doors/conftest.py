@@ -11,8 +11,7 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
-# read by these libraries when they are imported, which the tests here do first
-os.environ["SCIPY_ARRAY_API"] = "1"
+# read by these libraries when they are imported
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
