@@ -153,9 +153,8 @@ OTHER: dict[str, tuple[Call, fa.Dtype]] = {
 }
 
 #: functions that take no floats, give no tensor, or are tested as such elsewhere
-NO_FLOATS = """allclose broadcast_shapes can_cast capture default_device devices finfo get_default_device get_printoptions
-iinfo
-isdtype printoptions result_type set_default_device set_printoptions synchronize one_hot
+NO_FLOATS = """allclose broadcast_shapes can_cast capture default_device devices finfo get_default_device
+get_printoptions iinfo isdtype printoptions result_type set_default_device set_printoptions synchronize one_hot
 __array_namespace_info__ bitcast
 bitwise_and bitwise_invert bitwise_left_shift bitwise_or bitwise_right_shift bitwise_xor
 logical_and logical_not logical_or logical_xor fft.fftfreq fft.rfftfreq
