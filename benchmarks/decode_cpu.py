@@ -84,7 +84,7 @@ class Way:
 
 
 #: what random weights lose in so many bits, through all layers
-_ROUNDED = {"f32": 1e-4, "bf16": 0.05, "8 bits": 0.1, "4 bits": 0.8}
+_ROUNDED = {"f32": 1e-4, "bf16": 0.03, "8 bits": 0.1, "4 bits": 0.65}
 GROUPS: dict[str, tuple[Way, ...]] = {
     "f32": (
         Way("Ferrum f32", "ferrum", "dense", "f32", _ROUNDED["f32"]),
