@@ -55,7 +55,7 @@ $(VENV)/.dev: $(VENV)/.demo pyproject.toml
 
 demo: $(VENV)/.demo
 	$(BIN)/ferrum demo
-	$(BIN)/ferrum generate --model models/stdlib-moe --prompt 'What does textwrap.dedent do?' --temp 0
+	$(BIN)/ferrum generate --model models/stdlib-moe --prompt 'What does textwrap.dedent do?' --temp 0 --dtype f32
 
 test: lint unit docs
 
