@@ -6,29 +6,9 @@ Lengths, blocks and starts come from the memory of the device; nothing outside t
 import triton
 import triton.language as tl
 
+from ferrum_ops.kernels.cuda.source.scores import LN_2, LOG2_E, tanh
+
 __all__ = ["attend", "check_tables", "combine"]
-
-_LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-_LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
-# tanh(x) = x + x * P(x**2) near 0, where the form with exponentials would cancel: least squares below _NEAR
-_NEAR: tl.constexpr = tl.constexpr(0.5625)
-_P1: tl.constexpr = tl.constexpr(-0.33333314)
-_P2: tl.constexpr = tl.constexpr(0.13332446)
-_P3: tl.constexpr = tl.constexpr(-0.05383695)
-_P4: tl.constexpr = tl.constexpr(0.021006)
-_P5: tl.constexpr = tl.constexpr(-0.00617823)
-
-
-@triton.jit
-def _tanh(x, EXACT: tl.constexpr):
-    t = tl.abs(x)
-    e = tl.exp2(t * (-2.0 * _LOG2_E))
-    found = (1.0 - e) / (1.0 + e)
-    if EXACT:
-        s = x * x
-        near = t + t * s * ((((_P5 * s + _P4) * s + _P3) * s + _P2) * s + _P1)
-        found = tl.where(t < _NEAR, near, found)
-    return tl.where(x < 0.0, -found, found)
 
 
 @triton.jit
@@ -134,9 +114,9 @@ def _tiles(
         if k_scale is not None:
             scores *= tl.load(k_scale + rows, mask=inside, other=0.0)[None, :]
         if cap is not None:
-            scores = _tanh(scores * (scale / cap), q.dtype == tl.float32) * (cap * _LOG2_E)
+            scores = tanh(scores * (scale / cap), q.dtype == tl.float32) * (cap * LOG2_E)
         else:
-            scores *= scale * _LOG2_E
+            scores *= scale * LOG2_E
         if MASKED:
             seen = inside[None, :]
             if CAUSAL:
@@ -274,7 +254,7 @@ def attend(
     e = tl.arange(0, BV)
     kept = here[:, None] & (e[None, :] < VALUE_DIM)
     if sinks is not None and not SPLIT:
-        sink = tl.load(sinks + own, mask=here, other=0.0).to(tl.float32) * _LOG2_E
+        sink = tl.load(sinks + own, mask=here, other=0.0).to(tl.float32) * LOG2_E
         higher = tl.maximum(top, sink)
         base = tl.where(higher == float("-inf"), 0.0, higher)
         shrink = tl.exp2(top - base)
@@ -288,7 +268,7 @@ def attend(
     if not SPLIT:
         tl.store(out + line[:, None] * VALUE_DIM + e[None, :], result.to(out.dtype.element_ty), mask=kept)
         if sums is not None:
-            tl.store(sums + line, level * _LN_2, mask=here)
+            tl.store(sums + line, level * LN_2, mask=here)
     else:
         tl.store(parts + part[:, None] * VALUE_DIM + e[None, :], result, mask=kept)
         tl.store(part_sums + part, level, mask=here)
@@ -313,7 +293,7 @@ def combine(
     levels = tl.load(part_sums + row + s, mask=s < splits, other=float("-inf"))
     top = tl.max(levels, 0)
     if sinks is not None:
-        sink = tl.load(sinks + head).to(tl.float32) * _LOG2_E
+        sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
         top = tl.maximum(top, sink)
     base = tl.where(top == float("-inf"), 0.0, top)
     total = tl.sum(tl.exp2(levels - base), 0)
@@ -334,7 +314,7 @@ def combine(
     result = result / total
     tl.store(out + line * VALUE_DIM + e, result.to(out.dtype.element_ty), mask=e < VALUE_DIM)
     if sums is not None:
-        tl.store(sums + line, tl.where(nothing, float("-inf"), top + tl.log2(total)) * _LN_2)
+        tl.store(sums + line, tl.where(nothing, float("-inf"), top + tl.log2(total)) * LN_2)
 
 
 @triton.jit

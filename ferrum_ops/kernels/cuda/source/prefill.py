@@ -6,30 +6,9 @@ Source: Dao, "FlashAttention-2", 2023. Scores are kept as powers of two: what is
 import triton
 import triton.language as tl
 
+from ferrum_ops.kernels.cuda.source.scores import LN_2, LOG2_E, tanh
+
 __all__ = ["attention"]
-
-_LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
-_LN_2: tl.constexpr = tl.constexpr(0.6931471805599453)
-# tanh(x) = x + x**3 * R(x**2) near 0, where the form with exponentials would cancel
-_NEAR: tl.constexpr = tl.constexpr(0.5625)
-_R0: tl.constexpr = tl.constexpr(-0.33333313709)
-_R1: tl.constexpr = tl.constexpr(0.13332445885)
-_R2: tl.constexpr = tl.constexpr(-0.05383673615)
-_R3: tl.constexpr = tl.constexpr(0.021004531326)
-_R4: tl.constexpr = tl.constexpr(-0.0061756035935)
-
-
-@triton.jit
-def _tanh(x, EXACT: tl.constexpr):
-    """tanh(x); without EXACT with an absolute error of some units in float32's last place of 1."""
-    t = tl.abs(x)
-    e = tl.exp2(t * (-2.0 * _LOG2_E))
-    found = (1.0 - e) / (1.0 + e)
-    if EXACT:
-        s = x * x
-        near = t + t * s * ((((_R4 * s + _R3) * s + _R2) * s + _R1) * s + _R0)
-        found = tl.where(t < _NEAR, near, found)
-    return tl.where(x < 0.0, -found, found)
 
 
 @triton.jit
@@ -61,14 +40,14 @@ def _tiles(
     for i in tl.range(begin, end, BN):
         j = i + tl.arange(0, BN)
         scores = tl.dot(q, tl.trans(_tile(k, j, i, keys, k_step, MASKED, BULK, DIM, BD)), input_precision="ieee")
-        factor = scale * _LOG2_E
+        factor = scale * LOG2_E
         if cap is not None:
-            scores = _tanh(scores * (scale / cap), EXACT) * cap
-            factor = _LOG2_E
+            scores = tanh(scores * (scale / cap), EXACT) * cap
+            factor = LOG2_E
         if bias is not None:
             if cap is None:
                 scores *= scale
-            factor = _LOG2_E
+            factor = LOG2_E
             at = bias + j.to(tl.int64)[None, :] * bias_step
             scores += tl.load(at, mask=inside[:, None] & (j < keys)[None, :], other=0.0).to(tl.float32)
         if MASKED:
@@ -147,7 +126,7 @@ def attention(
             top = tl.full([BM], float("-inf"), tl.float32)
             total = tl.zeros([BM], tl.float32)
         else:
-            top = tl.load(sinks + own).to(tl.float32) * _LOG2_E
+            top = tl.load(sinks + own).to(tl.float32) * LOG2_E
             total = tl.full([BM], 1.0, tl.float32)
         result = tl.zeros([BM, BV], tl.float32)
         # low..high: what any of the queries sees; from..to: what all of them see
@@ -183,7 +162,7 @@ def attention(
         line = (to + query) * heads + own
         some = tl.where(total == 0.0, 1.0, total)
         if lse is not None:
-            tl.store(lse + line, tl.where(total == 0.0, float("-inf"), top + tl.log2(some)) * _LN_2, mask=inside)
+            tl.store(lse + line, tl.where(total == 0.0, float("-inf"), top + tl.log2(some)) * LN_2, mask=inside)
         result = result / some[:, None]
         e = tl.arange(0, BV)
         at = out + line[:, None] * VALUE_DIM + e[None, :]
