@@ -9,7 +9,7 @@ K is taken in the order in which the threads have it: a sum may be taken in any 
 import triton
 import triton.language as tl
 
-__all__ = ["few_dense", "few_quantised", "integers", "rounded", "widen"]
+__all__ = ["dense_sums", "few_dense", "few_quantised", "integers", "rounded", "widen"]
 
 
 @triton.jit
@@ -34,38 +34,49 @@ def _finish(y, bias, out, rows, columns, BN: tl.constexpr):
 
 
 @triton.jit
+def dense_sums(
+    x, w, x_row, x_in, w_row, w_in, size,
+    TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr,
+):  # fmt: skip
+    """The sums [WARPS, 16 * TILES, 8 * HIGH] of each warp; *x_row* and *w_row* are where rows begin."""
+    BK: tl.constexpr = CHUNKS * 32
+    k = _along(tl.arange(0, WARPS), 2, 6) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 6)
+    k = (k * 4 + _along(tl.arange(0, 4), 0, 6)) * 8 + _along(tl.arange(0, 8), 5, 6)
+    w_at = w + w_row + k
+    x_at = x + x_row + k
+    sums = tl.zeros([WARPS, 16 * TILES, 8 * HIGH], tl.float32)
+    for start in range(0, size, WARPS * BK):
+        if EVEN:
+            a = tl.load(w_at + start, mask=w_in, other=0.0, eviction_policy="evict_first")
+            b = tl.load(x_at + start, mask=x_in, other=0.0)
+        else:
+            k_in = k < size - start
+            a = tl.load(w_at + start, mask=w_in & k_in, other=0.0, eviction_policy="evict_first")
+            b = tl.load(x_at + start, mask=x_in & k_in, other=0.0)
+        a = a.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 4, 2)
+        a = a.permute(2, 3, 1, 4, 5, 0, 6).reshape(WARPS, 16 * TILES, BK)
+        b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, 4, 2)
+        b = b.permute(2, 4, 5, 0, 6, 3, 1).reshape(WARPS, BK, 8 * HIGH)
+        sums = tl.dot(a, b, sums)
+    return sums
+
+
+@triton.jit
 def few_dense(
     x, w, bias, out, rows, columns, size, x_step, w_step,
     BN: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr,
     EVEN: tl.constexpr,
 ):  # fmt: skip
     """``x @ w.T + bias`` for up to 8 * HIGH rows of x; a program has BN rows of w, at most 16 * TILES."""
-    BK: tl.constexpr = CHUNKS * 32
     # axes: 4 threads along K, 8 along rows, warps along K, more rows, more K, 8 numbers that a thread loads at once
     low = _along(tl.arange(0, 8), 1, 6)
     row = _along(tl.arange(0, 2 * TILES), 3, 6) * 8 + low
     n = tl.program_id(0) * BN + row
     m = _along(tl.arange(0, HIGH), 3, 6) * 8 + low
-    k = _along(tl.arange(0, WARPS), 2, 6) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 6)
-    k = (k * 4 + _along(tl.arange(0, 4), 0, 6)) * 8 + _along(tl.arange(0, 8), 5, 6)
     n_in = (row < BN) & (n < columns)
-    m_in = m < rows
-    w_at = w + n.to(tl.int64) * w_step + k
-    x_at = x + m.to(tl.int64) * x_step + k
-    sums = tl.zeros([WARPS, 16 * TILES, 8 * HIGH], tl.float32)
-    for start in range(0, size, WARPS * BK):
-        if EVEN:
-            a = tl.load(w_at + start, mask=n_in, other=0.0, eviction_policy="evict_first")
-            b = tl.load(x_at + start, mask=m_in, other=0.0)
-        else:
-            k_in = k < size - start
-            a = tl.load(w_at + start, mask=n_in & k_in, other=0.0, eviction_policy="evict_first")
-            b = tl.load(x_at + start, mask=m_in & k_in, other=0.0)
-        a = a.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 4, 2)
-        a = a.permute(2, 3, 1, 4, 5, 0, 6).reshape(WARPS, 16 * TILES, BK)
-        b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, 4, 2)
-        b = b.permute(2, 4, 5, 0, 6, 3, 1).reshape(WARPS, BK, 8 * HIGH)
-        sums = tl.dot(a, b, sums)
+    sums = dense_sums(
+        x, w, m.to(tl.int64) * x_step, m < rows, n.to(tl.int64) * w_step, n_in, size, TILES, HIGH, WARPS, CHUNKS, EVEN
+    )
     _finish(tl.sum(sums, axis=0), bias, out, rows, columns, BN)
 
 

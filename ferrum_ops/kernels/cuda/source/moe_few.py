@@ -7,38 +7,10 @@ import triton
 import triton.language as tl
 
 from ferrum_ops.kernels.cuda.source.activations import gated
-from ferrum_ops.kernels.cuda.source.gemm import _along, _numbers, _scales
+from ferrum_ops.kernels.cuda.source.gemm import _along, _numbers, _scales, dense_sums
 from ferrum_ops.kernels.cuda.source.moe import choices_of, nth
 
 __all__ = ["few"]
-
-
-@triton.jit
-def _few_dense(
-    x, w, x_row, x_in, w_row, w_in, size,
-    TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr, EVEN: tl.constexpr,
-):  # fmt: skip
-    """Sums [WARPS, 16 * TILES, 8 * HIGH] of each warp."""
-    BK: tl.constexpr = CHUNKS * 32
-    k = _along(tl.arange(0, WARPS), 2, 6) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 6)
-    k = (k * 4 + _along(tl.arange(0, 4), 0, 6)) * 8 + _along(tl.arange(0, 8), 5, 6)
-    w_at = w + w_row + k
-    x_at = x + x_row + k
-    sums = tl.zeros([WARPS, 16 * TILES, 8 * HIGH], tl.float32)
-    for start in range(0, size, WARPS * BK):
-        if EVEN:
-            a = tl.load(w_at + start, mask=w_in, other=0.0, eviction_policy="evict_first")
-            b = tl.load(x_at + start, mask=x_in, other=0.0)
-        else:
-            k_in = k < size - start
-            a = tl.load(w_at + start, mask=w_in & k_in, other=0.0, eviction_policy="evict_first")
-            b = tl.load(x_at + start, mask=x_in & k_in, other=0.0)
-        a = a.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 4, 2)
-        a = a.permute(2, 3, 1, 4, 5, 0, 6).reshape(WARPS, 16 * TILES, BK)
-        b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, 4, 2)
-        b = b.permute(2, 4, 5, 0, 6, 3, 1).reshape(WARPS, BK, 8 * HIGH)
-        sums = tl.dot(a, b, sums)
-    return sums
 
 
 @triton.jit
@@ -47,7 +19,7 @@ def _few_quantised(
     FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr,
     CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """The same for weights of units of 4 * WORDS words each, of which PER have one scale; where PER is 0, without it.
+    """Like ``dense_sums``, for weights of units of 4 * WORDS words, of which PER have one scale; where PER is 0, without it.
 
     But 4-bit floats with PER 0 have a scale for each quarter of a unit, which is what a thread has of it.
     *one* is 1, which the compiler must not know: otherwise it gives neighbouring words to one thread where they belong
@@ -128,7 +100,7 @@ def _few_sums(
     """Sums of each warp for rows of weights of experts; *size* counts numbers, or units of them."""
     w_row = expert * w_expert + row * w_step
     if FORM == "dense":
-        sums = _few_dense(x, w, x_row, x_in, w_row, row_in, size, TILES, HIGH, WARPS, CHUNKS, EVEN)
+        sums = dense_sums(x, w, x_row, x_in, w_row, row_in, size, TILES, HIGH, WARPS, CHUNKS, EVEN)
     else:
         s_row = expert * s_expert + row * s_step
         z_row = None if zeros is None else expert * z_expert + row * z_step
