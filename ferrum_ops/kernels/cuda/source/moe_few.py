@@ -19,7 +19,7 @@ def _few_quantised(
     FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr,
     CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
 ):  # fmt: skip
-    """Like ``dense_sums``, for weights of units of 4 * WORDS words, of which PER have one scale; where PER is 0, without it.
+    """Like ``dense_sums``, for weights of units of 4 * WORDS words; PER of them have one scale, or where PER is 0 none.
 
     But 4-bit floats with PER 0 have a scale for each quarter of a unit, which is what a thread has of it.
     *one* is 1, which the compiler must not know: otherwise it gives neighbouring words to one thread where they belong
