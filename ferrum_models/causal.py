@@ -90,9 +90,10 @@ class Decoder(Module):
     def __call__(self, ids: Tensor, step: Step) -> Tensor:
         """Packed token *ids* [T] to vectors [T, hidden]."""
         x = self.embed_tokens(ids, scale=self.embed_scale, check=not step.known)
+        change = None
         for one in self.layers:
-            x = one(x, step)
-        return self.norm(x)
+            x, change = one(x, step, change)
+        return self.norm.of_sum(x, change)[0]
 
 
 @layer

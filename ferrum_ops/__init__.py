@@ -13,6 +13,7 @@ from ferrum_ops.conv import Padding, conv
 from ferrum_ops.cores import set_threads, threads
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
+from ferrum_ops.joined import gated_linear, linears
 from ferrum_ops.kv_cache import KVCache, KVSpec, kv_append, kv_copy_blocks, kv_gather
 from ferrum_ops.logits import process_logits, token_counts
 from ferrum_ops.lora import lora_delta
@@ -75,6 +76,7 @@ __all__ = [
     "fast_paths",
     "gated_activation",
     "gated_delta_rule",
+    "gated_linear",
     "gdn_gates",
     "grouped_linear",
     "kv_append",
@@ -83,6 +85,7 @@ __all__ = [
     "l2_norm",
     "layer_norm",
     "linear",
+    "linears",
     "lora_delta",
     "merge_attention",
     "mla_attention",

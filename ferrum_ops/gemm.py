@@ -12,7 +12,7 @@ from ferrum_ops.quant.tensor import QuantTensor
 from ferrum_ops.quantize import dequantize
 from ferrum_ops.registry import Op
 
-__all__ = ["linear", "weights"]
+__all__ = ["linear", "result_dtype", "weights"]
 
 # Rows are chosen by the dtype of x. A call has the features of quantised weights (``QuantTensor.features``), "bias",
 # "mixed" if the bias has the dtype of the sums and x has not, and "dtype" if the result has not the dtype of x.
@@ -49,7 +49,7 @@ def linear(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None = None, *, dt
     quantised = weights("linear", "w", x, w)
     if not x.ndim or w.ndim != 2 or x.shape[-1] != w.shape[1]:
         raise ValueError(f"linear: x [..., K] and w [N, K] must share K, got {describe(x)} and {describe(w)}")
-    out = x.dtype if dtype is None else _result(dtype)
+    out = x.dtype if dtype is None else result_dtype("linear", dtype)
     if bias is None and out is x.dtype:
         return _LINEAR(x.device, (x.dtype,), quantised, x, w, None, out)
     features = list(quantised)
@@ -108,8 +108,13 @@ def weights(op: str, what: str, x: Tensor, w: Tensor | QuantTensor) -> tuple[str
     return ()
 
 
-def _result(dtype: Any) -> Dtype:
+def result_dtype(op: str, dtype: Any) -> Dtype:
+    """The dtype that the results of *op* shall have.
+
+    Raises:
+        TypeError: for one that is not real floating-point.
+    """
     wanted = Dtype(dtype)
     if not wanted.is_floating:
-        raise TypeError(f"linear: dtype must be real floating-point, got {wanted}")
+        raise TypeError(f"{op}: dtype must be real floating-point, got {wanted}")
     return wanted

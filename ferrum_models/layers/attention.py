@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import field
 
 from ferrum_array import Tensor
-from ferrum_models.layers.basic import Linear, RMSNorm
+from ferrum_models.layers.basic import Linear, RMSNorm, project
 from ferrum_models.layers.module import Module, layer
 from ferrum_models.layers.step import Room, Step, Turn
 from ferrum_models.weights import Weights
@@ -98,14 +98,14 @@ class Attention(Module):
     def __call__(self, x: Tensor, step: Step) -> Tensor:
         """Packed tokens x [T, hidden] to [T, hidden]."""
         tokens = x.shape[0]
-        q = self.q_proj(x)
+        q, k, v = project(x, self.q_proj, self.k_proj, self.v_proj)
         gate = None
         if self.gated:
             both = q.reshape(tokens, self.heads, 2 * self.head_dim)
             q, gate = both[..., : self.head_dim], both[..., self.head_dim :]
         q = q.reshape(tokens, self.heads, self.head_dim)
-        k = self.k_proj(x).reshape(tokens, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).reshape(tokens, self.kv_heads, self.head_dim)
+        k = k.reshape(tokens, self.kv_heads, self.head_dim)
+        v = v.reshape(tokens, self.kv_heads, self.head_dim)
         turn = self._turn(step)
         if turn is None and self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

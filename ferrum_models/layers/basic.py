@@ -8,9 +8,9 @@ import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_models.layers.module import Module, Parameter, layer
 from ferrum_models.weights import Weights
-from ferrum_ops import QuantTensor, dequantize, embedding, layer_norm, linear, rms_norm
+from ferrum_ops import QuantTensor, dequantize, embedding, layer_norm, linear, linears, rms_norm
 
-__all__ = ["Embedding", "LayerNorm", "Linear", "RMSNorm"]
+__all__ = ["Embedding", "LayerNorm", "Linear", "RMSNorm", "project"]
 
 
 @layer
@@ -42,10 +42,29 @@ class Linear(Module):
         """Apply to x [..., in]; the result is [..., out], in *dtype* or that of *x*."""
         return linear(x, self.weight, self.bias, dtype=dtype)
 
+    def joins(self) -> bool:
+        """Whether the layer is its weight and bias and no more, so that one product may serve several layers."""
+        return True
+
     @property
     def matrix(self) -> Tensor:
         """The numbers [out, in] by which inputs are multiplied: for layers that use them in another way."""
         return dequantize(self.weight) if isinstance(self.weight, QuantTensor) else self.weight
+
+
+def project(x: Tensor, *layers: Linear) -> tuple[Tensor, ...]:
+    """The results of several linear layers of one input, in one call where that is possible.
+
+    Examples:
+        >>> import ferrum_array as fa
+        >>> from ferrum_models.layers import Linear
+        >>> from ferrum_models.layers.basic import project
+        >>> project(fa.asarray([3.0]), Linear(fa.asarray([[2.0]])), Linear(fa.asarray([[5.0]])))
+        (Tensor([6.]), Tensor([15.]))
+    """
+    if all(one.joins() for one in layers):
+        return linears(x, [one.weight for one in layers], [one.bias for one in layers])
+    return tuple(one(x) for one in layers)
 
 
 @layer
@@ -129,6 +148,10 @@ class RMSNorm(Module):
         if residual is None:
             return rms_norm(x, self.weight, eps=self.eps, offset=self.offset)
         return rms_norm(x, self.weight, eps=self.eps, offset=self.offset, residual=residual)
+
+    def of_sum(self, x: Tensor, change: Tensor | None) -> tuple[Tensor, Tensor]:
+        """``x + change`` normalised, and the sum itself; both of x alone where there is no change."""
+        return (self(x), x) if change is None else self(change, x)
 
 
 @layer

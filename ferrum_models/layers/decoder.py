@@ -68,11 +68,15 @@ class DecoderLayer(Module):
             raise ValueError(f"DecoderLayer: either self_attn or linear_attn must be there, got {both}")
         return found[0]
 
-    def __call__(self, x: Tensor, step: Step) -> Tensor:
-        """Packed tokens x [T, hidden] to [T, hidden]."""
-        seen = self.mixer(self.input_layernorm(x), step)
+    def __call__(self, x: Tensor, step: Step, change: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Packed tokens x [T, hidden], and what the layer before adds to them, to the same two of this layer.
+
+        The sum ``x + change`` is left to the norm that comes next, which makes it on its way.
+        """
+        inner, x = self.input_layernorm.of_sum(x, change)
+        seen = self.mixer(inner, step)
         if self.pre_feedforward_layernorm is None or self.post_feedforward_layernorm is None:
             inner, x = self.post_attention_layernorm(seen, x)
-            return x + self.mlp(inner)
+            return x, self.mlp(inner)
         inner, x = self.pre_feedforward_layernorm(self.post_attention_layernorm(seen), x)
-        return x + self.post_feedforward_layernorm(self.mlp(inner))
+        return x, self.post_feedforward_layernorm(self.mlp(inner))

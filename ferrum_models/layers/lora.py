@@ -54,6 +54,10 @@ class LoRA(Linear):
             y = y + one(x).astype(y.dtype, copy=False)
         return y
 
+    def joins(self) -> bool:
+        """Not where there are adapters: they add to each result."""
+        return not self.adapters
+
     @property
     def matrix(self) -> Tensor:
         """The numbers [out, in] by which inputs are multiplied, all changes added in float32 and rounded once."""

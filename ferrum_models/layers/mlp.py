@@ -8,7 +8,7 @@ from ferrum_array import Tensor
 from ferrum_models.layers.basic import Linear
 from ferrum_models.layers.module import Module, Parameter, layer
 from ferrum_models.weights import Weights
-from ferrum_ops import ActivationKind, gated_activation, linear, moe_ffn, moe_route, sigmoid_gate
+from ferrum_ops import ActivationKind, gated_activation, gated_linear, linear, moe_ffn, moe_route, sigmoid_gate
 
 __all__ = ["MLP", "Experts", "MoE", "Router"]
 
@@ -44,7 +44,12 @@ class MLP(Module):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Apply to x [..., hidden]; the result has the same shape."""
-        return self.down_proj(gated_activation(self.gate_proj(x), self.up_proj(x), self.act))
+        gate, up = self.gate_proj, self.up_proj
+        if gate.joins() and up.joins():
+            inner = gated_linear(x, gate.weight, up.weight, self.act, gate_bias=gate.bias, up_bias=up.bias)
+        else:
+            inner = gated_activation(gate(x), up(x), self.act)
+        return self.down_proj(inner)
 
 
 @layer

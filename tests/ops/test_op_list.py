@@ -14,7 +14,7 @@ from ferrum_ops.registry import op_names
 ROOT = Path(__file__).resolve().parents[2]
 
 OPS = [
-    *("linear", "grouped_linear", "lora_delta", "embedding"),
+    *("linear", "linears", "gated_linear", "grouped_linear", "lora_delta", "embedding"),
     *("rms_norm", "layer_norm", "l2_norm"),
     *("activation", "gated_activation", "sigmoid_gate", "softcap"),
     *("rope_table", "rope", "qk_norm_rope", "rope_append"),
@@ -41,8 +41,8 @@ PLAIN = {
 VALUES = ["SequenceMeta", "KVSpec", "KVCache", "QuantTensor", "RoutePlan"]
 
 
-def test_there_are_thirty_nine() -> None:
-    assert len(OPS) == len(set(OPS)) == 39
+def test_there_are_forty_one() -> None:
+    assert len(OPS) == len(set(OPS)) == 41
 
 
 @pytest.mark.parametrize("name", OPS + VALUES)
