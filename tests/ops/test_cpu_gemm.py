@@ -252,3 +252,19 @@ def test_the_comparison_can_fail() -> None:
         same(got[:2], wide(got), np.zeros(()), fa.float32)
     q, numbers = weights(13, "int4-g32-asym", 4, 64)
     assert np.max(np.abs(numbers - wide(q.scheme.decode(q.parts, q.shape)))) < 1e-6
+
+
+def test_weights_that_were_written_are_read_anew() -> None:
+    """What is kept of a weight's place is good for that memory only, and goes when the weight goes."""
+    x, w = fa.ones((1, 64)), fa.ones((3, 64))
+    assert linear(x, w).tolist() == [[64.0] * 3]
+    w[1] = 2.0
+    assert linear(x, w).tolist() == [[64.0, 128.0, 64.0]]
+    seen = w[...]  # shares the memory: the next write moves w elsewhere
+    w[2] = 0.0
+    assert linear(x, w).tolist() == [[64.0, 128.0, 0.0]]
+    assert linear(x, seen).tolist() == [[64.0, 128.0, 64.0]]
+    for value in range(50):  # many weights in the same places, one after another
+        assert linear(x, fa.full((3, 64), float(value))).tolist() == [[64.0 * value] * 3]
+        q = quantize(fa.full((3, 64), float(value)), "int8")
+        assert fa.max(fa.abs(linear(x, q) - 64.0 * value)) < 1e-3 * max(value, 1)

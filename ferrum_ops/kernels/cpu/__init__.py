@@ -111,6 +111,8 @@ register(
     _row("kv_copy_blocks", "caching:kv_copy_blocks", dtypes=_FLOATS | {(fa.int8,)}),
 )
 
+#: parameters of gates
+_GATE = ("limit", "alpha", "up_offset")
 _QUANTISED = ("quant:int4", "quant:int8", "zeros")
 
 
@@ -119,8 +121,10 @@ def _products(suffix: str, dtypes: frozenset[Dtypes], more: tuple[str, ...], pro
     both = tuple(f"{w}:{feature}" for w in ("w13", "w2") for feature in quantised)
     found = (
         ("linear", "gemm:linear", (*quantised, "bias", "mixed", "dtype")),
+        ("linears", "joined:linears", (*quantised, "unlike", "bias", "mixed", "dtype")),
+        ("gated_linear", "joined:gated_linear", (*quantised, "unlike", "bias", "mixed", *_KINDS, *_GATE)),
         ("grouped_linear", "moe:grouped_linear", (*quantised, "bias", "mixed")),
-        ("moe_ffn", "moe:moe_ffn", (*both, *_KINDS, "limit", "alpha", "up_offset", "b13", "b2", "mixed")),
+        ("moe_ffn", "moe:moe_ffn", (*both, *_KINDS, *_GATE, "b13", "b2", "mixed")),
     )
     return [
         _row(

@@ -119,8 +119,8 @@ def activation(x: Tensor, kind: str) -> Tensor:
 
 
 @cache
-def _gated_activation(kind: str, special: bool) -> Any:
-    """The kernel of one kind, *special* with limit, alpha and offset."""
+def gate_kernel(kind: str, special: bool) -> Any:
+    """The kernel of one kind of gate, *special* with limit, alpha and offset."""
     function = _KINDS[kind]
     silu = kind == "silu"
 
@@ -172,7 +172,7 @@ def gated_activation(
     ups, up_step = rows(up)
     result, out = empty_like(gate)
     special = limit is not None or alpha != 1.0 or up_offset != 0.0
-    kernel = _gated_activation(kind, special)
+    kernel = gate_kernel(kind, special)
     bound = math.inf if limit is None else float(limit)
     kernel(gates, gate_step, ups, up_step, bound, float(alpha), float(up_offset), out, size, crew(5 * out.size))
     return result

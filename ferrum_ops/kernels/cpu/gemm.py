@@ -21,9 +21,11 @@ int8, int4 and ``a8``    any, made int8        int8, exact sums     int8, exact 
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from operator import is_
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +35,7 @@ from ferrum_ops.kernels.cpu.arrays import Array, empty, rows
 from ferrum_ops.kernels.cpu.inputs import Inputs, as_int8, as_records, as_rows
 from ferrum_ops.kernels.cpu.integers import Format
 from ferrum_ops.kernels.cpu.microkernels import SIZE
-from ferrum_ops.kernels.cpu.products import BF16, DEPTH, F16, F32, FEW, Product, product, whole
+from ferrum_ops.kernels.cpu.products import BF16, DEPTH, F16, F32, FEW, Product, product, together, whole
 from ferrum_ops.kernels.cpu.products_int import few_integers, many_integers
 from ferrum_ops.kernels.cpu.threads import crew
 from ferrum_ops.quant.integer import IntScheme
@@ -59,13 +61,17 @@ class Recipe(NamedTuple):
         kind: the numbers that are multiplied: ``f32``, ``bf16`` or ``int8``.
         form: what few rows are multiplied as, where they come as records.
         run: multiplies all: see ``products.whole``.
-        made: its parts.
+        together: multiplies the same inputs with several weights: see ``products.together``.
+        made: their parts.
+        variant: what tells the recipe from others.
     """
 
     kind: str
     form: Format | None
     run: Callable[..., None]
+    together: Callable[..., None]
     made: Product
+    variant: tuple[object, ...]
 
 
 class Weights(NamedTuple):
@@ -76,7 +82,7 @@ class Weights(NamedTuple):
         numbers: see ``products``.
         strides: from one matrix of a stack to the next: of values, scales and zeros.
         group: how many numbers of a row have one scale; K where all of it has.
-        memory: what must exist as long as they are used.
+        memory: what beside the weights must exist as long as they are used.
     """
 
     recipe: Recipe
@@ -103,25 +109,52 @@ def recipe(x: Dtype, stored: str, form: Format | None) -> Recipe:
         if (kind, stored) == ("bf16", "int8"):
             form = Format("bf16", 8, False, "f32", 1)
             made = made._replace(few=few_integers(form))
-    return Recipe(kind, form, whole(made, variant), made)
+    return Recipe(kind, form, whole(made, variant), together(made, variant), made, variant)
+
+
+class _Known(NamedTuple):
+    """What ``weights_of`` found, as long as the storage is that of *arrays*."""
+
+    owner: weakref.ref[Any]
+    arrays: list[Array]
+    found: Weights
+
+
+#: by the identity of weights and the dtype of inputs; an entry leaves with its weights
+_known: dict[tuple[int, Dtype], _Known] = {}
 
 
 def weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
-    """*w* for inputs of a dtype; ``refuses`` must have had no objection."""
+    """*w* for inputs of a dtype; ``refuses`` must have had no objection. The caller keeps *w* as long as it uses them.
+
+    Worked out once for each tensor, and again when a write has given it other memory.
+    """
+    key = id(w), x
+    arrays = [w._data] if isinstance(w, Tensor) else [part._data for part in w.parts.values()]
+    entry = _known.get(key)
+    if entry is not None and entry.owner() is w and all(map(is_, arrays, entry.arrays)):
+        return entry.found
+    found = _weights_of(x, w)
+    if found.memory is None:
+        _known[key] = _Known(weakref.ref(w, lambda _: _known.pop(key, None)), arrays, found)
+    return found
+
+
+def _weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
     if isinstance(w, Tensor):
         address, row, stack = _place(w._data)
         found = recipe(x, _NAMES[w.dtype], None)
-        return Weights(found, (address, row, 0, 0, 0, 0, 0), (stack, 0, 0), w.shape[-1], w)
+        return Weights(found, (address, row, 0, 0, 0, 0, 0), (stack, 0, 0), w.shape[-1], None)
     scheme, parts, count = w.scheme, w.parts, w.shape[-1]
     assert isinstance(scheme, IntScheme)
     address, row, stack = _place(parts["values"]._data)
     scales = parts["scales"]
     if scheme.group is None and scheme.bits == 8 and scheme.activations is None:
-        scales = scales.astype("f32", copy=False)
         # rows of nothing have no scales
-        line = np.ascontiguousarray(scales._data) if count else np.zeros(w.shape[:-1], np.float32)
+        line = np.ascontiguousarray(scales.astype("f32", copy=False)._data) if count else np.zeros(w.shape[:-1], "f4")
         numbers = (address, row, line.ctypes.data, 4, 0, 0, max(count, 1))
-        return Weights(recipe(x, "int8", None), numbers, (stack, 4 * w.shape[-2], 0), count, (w, line))
+        own = None if line is scales._data else line
+        return Weights(recipe(x, "int8", None), numbers, (stack, 4 * w.shape[-2], 0), count, own)
     s_address, s_row, s_stack = _place(scales._data)
     z_address, z_row, z_stack = (0, 0, 0) if scheme.symmetric else _place(parts["zeros"]._data)
     group = count if scheme.group is None else scheme.group
@@ -130,7 +163,7 @@ def weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
     kind = "int8" if scheme.activations else "f32"
     form = Format(kind, scheme.bits, not scheme.symmetric, _NAMES[scales.dtype], shares)
     numbers = (address, row, s_address, s_row, z_address, z_row, max(group, 1))
-    return Weights(recipe(x, f"int{scheme.bits}", form), numbers, (stack, s_stack, z_stack), group, w)
+    return Weights(recipe(x, f"int{scheme.bits}", form), numbers, (stack, s_stack, z_stack), group, None)
 
 
 def _place(data: Array) -> tuple[int, int, int]:
@@ -173,7 +206,7 @@ def _dense(data: Array) -> bool:
 
 def prepared(line: Array, step: int, index: Array, rows: int, count: int, dtype: Dtype, w: Weights) -> Inputs:
     """Rows of inputs as the weights want them: those of the flat array *line*, a step apart; with *index*, gathered."""
-    (kind, form, _, _), helpers = w.recipe, crew(rows * count)
+    kind, form, helpers = w.recipe.kind, w.recipe.form, crew(rows * count)
     if form is not None and rows <= FEW:
         return as_records(line, step, index, rows, count, w.group, form)
     if kind == "int8":

@@ -38,7 +38,10 @@ from ferrum_ops.kernels.cpu.microkernels import (
 )
 from ferrum_ops.kernels.cpu.threads import share
 
-__all__ = ["BF16", "DEPTH", "F16", "F32", "FEW", "Product", "block_of", "blocks_of", "product", "whole", "write_rows"]
+__all__ = [
+    "BF16", "DEPTH", "F16", "F32", "FEW", "Product", "block_of", "blocks_of", "product", "together", "whole",
+    "write_rows",
+]  # fmt: skip
 
 #: how results are written
 F32, F16, BF16 = range(3)
@@ -201,4 +204,35 @@ def whole(made: Product, variant: tuple[object, ...]) -> Callable[..., None]:
             share(crew, task(many, (inputs, weights, output, sizes)), items, 1)
 
     found: Callable[..., Any] = run
+    return found
+
+
+def together(made: Product, variant: tuple[object, ...]) -> Callable[..., None]:
+    """The same for few rows and several weights: it takes tuples of weights, outputs and numbers of columns.
+
+    Each item is made as it would be alone, so the bits are those of as many products.
+    """
+    few, _, bits = made
+
+    @jit(variant=variant)
+    def parts(
+        inputs: Numbers, weights: Any, outputs: Any, rows: int, count: int, columns: Any, first: int, end: int
+    ) -> None:
+        begin = 0
+        for i in range(len(columns)):
+            items = items_of(rows, columns[i])
+            low, high = max(first - begin, 0), min(end - begin, items)
+            if low < high:
+                few(inputs, weights[i], outputs[i], (rows, count, columns[i]), low, high)
+            begin += items
+
+    @jit(variant=variant)
+    def run_parts(inputs: Numbers, weights: Any, outputs: Any, rows: int, count: int, columns: Any, crew: int) -> None:
+        items = 0
+        for i in range(len(columns)):
+            items += items_of(rows, columns[i])
+        grain = max(1, GRAIN // (CHUNK * bits // 8 * (count + 1)))
+        share(crew, task(parts, (inputs, weights, outputs, rows, count, columns)), items, grain)
+
+    found: Callable[..., Any] = run_parts
     return found
