@@ -14,12 +14,14 @@ from ferrum_ops.cores import set_threads, threads
 from ferrum_ops.embedding import embedding
 from ferrum_ops.gemm import linear
 from ferrum_ops.joined import gated_linear, linears
-from ferrum_ops.kv_cache import KVCache, KVSpec, kv_append, kv_copy_blocks, kv_gather
+from ferrum_ops.kv_cache import KVCache, KVSpec
+from ferrum_ops.kv_ops import kv_append, kv_copy_blocks, kv_gather
 from ferrum_ops.logits import process_logits, token_counts
 from ferrum_ops.lora import lora_delta
 from ferrum_ops.merge import merge_attention
 from ferrum_ops.mla import mla_attention
-from ferrum_ops.moe import RoutePlan, grouped_linear, moe_combine, moe_ffn, moe_permute, moe_plan
+from ferrum_ops.moe import grouped_linear, moe_combine, moe_ffn
+from ferrum_ops.moe_planning import RoutePlan, moe_permute, moe_plan
 from ferrum_ops.moe_routing import moe_route
 from ferrum_ops.norm import l2_norm, layer_norm, rms_norm
 from ferrum_ops.paged import paged_attention

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.checks import accumulator, alike, describe, floating, instance
-from ferrum_ops.kv_cache import KVCache, block_tables, cache_of, reach, read
+from ferrum_ops.kv_cache import KVCache, cache_of, read
+from ferrum_ops.kv_slots import block_tables, reach
 from ferrum_ops.planning import Run, block_slots
 from ferrum_ops.registry import Op
 from ferrum_ops.tiled import AttentionOptions, check_options, check_order, default_scale, tiled

@@ -7,7 +7,8 @@ from typing import Literal, overload
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.checks import accumulator, alike, describe, floating
-from ferrum_ops.kv_cache import KVCache, KVSpec, block_tables, cache_of, reach, read
+from ferrum_ops.kv_cache import KVCache, KVSpec, cache_of, read
+from ferrum_ops.kv_slots import block_tables, reach
 from ferrum_ops.planning import block_slots
 from ferrum_ops.registry import Op
 from ferrum_ops.tiled import AttentionOptions, Reader, check_options, check_order, default_scale, tiled

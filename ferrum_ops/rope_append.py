@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ferrum_array import Tensor
-from ferrum_ops.kv_cache import KVCache, append_slots, kv_append
+from ferrum_ops.kv_cache import KVCache
+from ferrum_ops.kv_ops import append_slots, kv_append
 from ferrum_ops.norm import check_rms_norm, mixed
 from ferrum_ops.registry import Op
 from ferrum_ops.rope import check_rope_pair, qk_norm_rope, rope, rope_features

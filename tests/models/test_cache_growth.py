@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ferrum_models import CausalLM, random_model
 from ferrum_ops import KVCache
-from ferrum_ops.kv_cache import cache_slots
+from ferrum_ops.kv_slots import cache_slots
 from ferrum_ops.types import SequenceMeta
 
 TINY = {

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import ferrum_array as fa
 from ferrum_ops import KVCache, KVSpec, SequenceMeta, kv_append, kv_copy_blocks, kv_gather
-from ferrum_ops.kv_cache import cache_slots
+from ferrum_ops.kv_slots import cache_slots
 from ferrum_ops.planning import block_slots, stretches
 from tests.array.oracle import wide
 from tests.ops.caches import Case, cases, filled, int8, poisoned, shuffled_tables

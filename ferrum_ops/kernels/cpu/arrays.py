@@ -18,10 +18,13 @@ import numpy as np
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
+from ferrum_array.spec import spec_of
 from ferrum_array.tensor import wrap
+from ferrum_ops.kernels.cpu.jit import jit
 
 __all__ = [
-    "Array", "bits", "empty", "empty_like", "flat", "flat_or_nothing", "heads", "new", "plain", "rows", "written",
+    "Array", "address", "bits", "empty", "empty_like", "flat", "flat_or_nothing", "heads", "new", "plain", "rows",
+    "written",
 ]  # fmt: skip
 
 Array = np.ndarray[Any, Any]
@@ -35,6 +38,13 @@ def bits(data: Array, dtype: Dtype) -> Array:
     """*data* in the type that kernels take for *dtype*: the same memory."""
     as_bits = _BITS.get(dtype)
     return data if as_bits is None else data.view(as_bits)
+
+
+@jit
+def address(line: Any) -> int:
+    """Where the elements of an array of a kernel's types begin, in a fifth of the time of ``line.ctypes.data``."""
+    found: int = line.ctypes.data
+    return found
 
 
 def flat(x: Tensor) -> Array:
@@ -134,8 +144,11 @@ def new(shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Array]:
 
 def empty(shape: tuple[int, ...], dtype: Dtype, like: Tensor) -> tuple[Tensor, Array]:
     """A new tensor of *shape* and *dtype* on the device of *like*, and its elements in one axis, to be written."""
-    result = fa.empty(shape, dtype=dtype, device=like.device)
-    return result, bits(result._data.ravel(), dtype)
+    spec = like._spec
+    if dtype is not spec.dtype:
+        spec = spec_of(dtype, spec.device)
+    data = spec.call["empty"](shape)
+    return wrap(data, spec), bits(data.ravel(), dtype)
 
 
 def written(x: Tensor) -> Array:

@@ -2,8 +2,8 @@
 
 Sums are float32, in an order of their own. Products of bfloat16 are those of the instruction ``vdpbf16ps``, which takes
 numbers and sums below the least normal one, 2**-126, as 0, and adds two products before it rounds. Weights are read
-where they lie; nothing is kept between calls. Where N is large and there are few inputs, the time is that of reading
-the weights.
+where they lie; nothing is kept between calls but where that is. Where N is large and there are few inputs, the time is
+that of reading the weights.
 
 =======================  ====================  ===================  ====================================
 weights                  inputs                few rows (up to 15)  more rows
@@ -24,14 +24,13 @@ import math
 import weakref
 from collections.abc import Callable
 from functools import cache
-from operator import is_
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
-from ferrum_ops.kernels.cpu.arrays import Array, empty, rows
+from ferrum_ops.kernels.cpu.arrays import Array, address, empty, rows
 from ferrum_ops.kernels.cpu.inputs import Inputs, as_int8, as_records, as_rows
 from ferrum_ops.kernels.cpu.integers import Format
 from ferrum_ops.kernels.cpu.microkernels import SIZE
@@ -113,15 +112,36 @@ def recipe(x: Dtype, stored: str, form: Format | None) -> Recipe:
 
 
 class _Known(NamedTuple):
-    """What ``weights_of`` found, as long as the storage is that of *arrays*."""
+    """What was found out about weights, which holds as long as their storage is *arrays*.
+
+    References are weak: memory that something else refers to is copied by the next write, and stays when weights go.
+    """
 
     owner: weakref.ref[Any]
-    arrays: list[Array]
-    found: Weights
+    arrays: list[weakref.ref[Array]]
+    refusal: str | None
+    found: dict[Dtype, Weights]
 
 
-#: by the identity of weights and the dtype of inputs; an entry leaves with its weights
-_known: dict[tuple[int, Dtype], _Known] = {}
+#: by the identity of weights; an entry leaves with them
+_known: dict[int, _Known] = {}
+
+
+def _known_of(w: Tensor | QuantTensor) -> _Known:
+    """The entry of *w*: a new one at first, and where a write has given *w* other memory."""
+    key = id(w)
+    entry = _known.get(key)
+    tensors = (w,) if isinstance(w, Tensor) else w.parts.values()
+    if entry is not None:
+        for tensor, array in zip(tensors, entry.arrays, strict=True):
+            if array() is not tensor._data:
+                break
+        else:
+            return entry
+    owner = weakref.ref(w, lambda _: _known.pop(key, None))
+    entry = _Known(owner, [weakref.ref(tensor._data) for tensor in tensors], _refuses(w), {})
+    _known[key] = entry
+    return entry
 
 
 def weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
@@ -129,40 +149,38 @@ def weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
 
     Worked out once for each tensor, and again when a write has given it other memory.
     """
-    key = id(w), x
-    arrays = [w._data] if isinstance(w, Tensor) else [part._data for part in w.parts.values()]
-    entry = _known.get(key)
-    if entry is not None and entry.owner() is w and all(map(is_, arrays, entry.arrays)):
-        return entry.found
-    found = _weights_of(x, w)
-    if found.memory is None:
-        _known[key] = _Known(weakref.ref(w, lambda _: _known.pop(key, None)), arrays, found)
+    known = _known_of(w).found
+    found = known.get(x)
+    if found is None:
+        found = _weights_of(x, w)
+        if found.memory is None:  # a copy of scales would not see a write in place
+            known[x] = found
     return found
 
 
 def _weights_of(x: Dtype, w: Tensor | QuantTensor) -> Weights:
     if isinstance(w, Tensor):
-        address, row, stack = _place(w._data)
+        place, row, stack = _place(w._data)
         found = recipe(x, _NAMES[w.dtype], None)
-        return Weights(found, (address, row, 0, 0, 0, 0, 0), (stack, 0, 0), w.shape[-1], None)
+        return Weights(found, (place, row, 0, 0, 0, 0, 0), (stack, 0, 0), w.shape[-1], None)
     scheme, parts, count = w.scheme, w.parts, w.shape[-1]
     assert isinstance(scheme, IntScheme)
-    address, row, stack = _place(parts["values"]._data)
+    place, row, stack = _place(parts["values"]._data)
     scales = parts["scales"]
     if scheme.group is None and scheme.bits == 8 and scheme.activations is None:
         # rows of nothing have no scales
         line = np.ascontiguousarray(scales.astype("f32", copy=False)._data) if count else np.zeros(w.shape[:-1], "f4")
-        numbers = (address, row, line.ctypes.data, 4, 0, 0, max(count, 1))
+        numbers = (place, row, line.ctypes.data, 4, 0, 0, max(count, 1))
         own = None if line is scales._data else line
         return Weights(recipe(x, "int8", None), numbers, (stack, 4 * w.shape[-2], 0), count, own)
-    s_address, s_row, s_stack = _place(scales._data)
-    z_address, z_row, z_stack = (0, 0, 0) if scheme.symmetric else _place(parts["zeros"]._data)
+    s_place, s_row, s_stack = _place(scales._data)
+    z_place, z_row, z_stack = (0, 0, 0) if scheme.symmetric else _place(parts["zeros"]._data)
     group = count if scheme.group is None else scheme.group
     block = 512 // scheme.bits
     shares = block // group if scheme.group is not None and group < block else 1
     kind = "int8" if scheme.activations else "f32"
     form = Format(kind, scheme.bits, not scheme.symmetric, _NAMES[scales.dtype], shares)
-    numbers = (address, row, s_address, s_row, z_address, z_row, max(group, 1))
+    numbers = (place, row, s_place, s_row, z_place, z_row, max(group, 1))
     return Weights(recipe(x, f"int{scheme.bits}", form), numbers, (stack, s_stack, z_stack), group, None)
 
 
@@ -174,6 +192,10 @@ def _place(data: Array) -> tuple[int, int, int]:
 
 def refuses(w: Tensor | QuantTensor) -> str | None:
     """Why kernels cannot read the weights, or None."""
+    return _known_of(w).refusal
+
+
+def _refuses(w: Tensor | QuantTensor) -> str | None:
     if isinstance(w, Tensor):
         return None if _dense(w._data) else "the rows of w have gaps"
     scheme = w.scheme
@@ -216,7 +238,7 @@ def prepared(line: Array, step: int, index: Array, rows: int, count: int, dtype:
     wanted = fa.bfloat16 if kind == "bf16" else fa.float32
     # words of two numbers are read whole
     if dtype is wanted and not index.size and (count * SIZE[kind] % 4 == 0 or rows <= FEW):
-        return Inputs((line.ctypes.data, step * line.itemsize, 0, 0, 0), line)
+        return Inputs((address(line), step * line.itemsize, 0, 0, 0), line)
     return as_rows(line, step, index, rows, count, wanted, helpers)
 
 
@@ -247,10 +269,10 @@ def linear(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) 
     weights = weights_of(x.dtype, w)
     inputs = prepared(line, step, EVERY, given, count, x.dtype, weights)
     output = (
-        target.ctypes.data,
+        address(target),
         columns * target.itemsize,
         written_as(out),
-        0 if biases is None else biases.ctypes.data,
+        0 if biases is None else address(biases),
     )
     work = columns * count * given
     weights.recipe.run(inputs.numbers, weights.numbers, output, (given, count, columns), crew(work))

@@ -14,7 +14,7 @@ from numba.core import cgutils as untyped
 
 import ferrum_array as fa
 from ferrum_array import Dtype
-from ferrum_ops.kernels.cpu.arrays import Array
+from ferrum_ops.kernels.cpu.arrays import Array, address
 from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.integers import Format, blocks_of_piece
 from ferrum_ops.kernels.cpu.intrinsics import from_bits, get, get_int, magnitude, put
@@ -221,7 +221,7 @@ def as_rows(line: Array, step: int, index: Array, rows: int, count: int, dtype: 
     padded = count + count % 2 if dtype is fa.bfloat16 else count
     out = np.empty(rows * padded, _STORED[dtype])
     _rows(line, step, index, rows, count, out, padded, crew)
-    return Inputs((out.ctypes.data, padded * out.itemsize, 0, 0, 0), out)
+    return Inputs((address(out), padded * out.itemsize, 0, 0, 0), out)
 
 
 @jit
@@ -258,17 +258,23 @@ def as_int8(
     q, starts = np.empty(rows * q_step, np.int8), np.empty(rows * pieces, np.int32)
     scales = np.empty(rows * pieces, np.float32)
     _int8(line, step, index, rows, count, group, piece, offset, q, q_step, scales, starts, pieces, crew)
-    numbers = q.ctypes.data, q_step, scales.ctypes.data, starts.ctypes.data, 4 * pieces
+    numbers = address(q), q_step, address(scales), address(starts), 4 * pieces
     return Inputs(numbers, (q, scales, starts))
 
 
 @jit
 def _records(
     x: Any, step: int, index: Any, rows: int, count: int, group: int, unit: int, in_lane: int, zeros: bool, kind: int,
-    size: int, row: Any, q: Any, scales: Any, bytes_: Any, halves: Any, floats: Any,
-) -> None:  # fmt: skip
+    size: int, memory: Any,
+) -> int:  # fmt: skip
+    """Write records of *size* bytes; where they begin. *memory* has room for them, from a cache line on, and a row."""
     block = 16 * in_lane
     blocks, whole = (count + block - 1) // block, count // block
+    begin: int = -memory.ctypes.data % 64 // 4
+    end = begin + rows * size // 4
+    behind_row = end + blocks * block
+    floats, row, q = memory[begin:end], memory[end:behind_row], memory[end:behind_row].view(np.int8)
+    scales, bytes_, halves = memory[behind_row:], floats.view(np.int8), floats.view(np.uint16)
     pieces = whole // unit + (1 if whole < blocks else 0)
     vectors = block * (1 if kind == _INT8 else 2 if kind == _BF16 else 4)  # bytes of a block
     for r in range(rows):
@@ -296,13 +302,8 @@ def _records(
                 _lanes_of_integers(q, first, length, in_lane, factor, zeros, floats, to + 16)
             elif zeros:
                 _lanes_of_floats(row, first, length, in_lane, floats, to + 16)
-
-
-def _on_a_line(size: int) -> Array:
-    """Memory of so many bytes that begins with a cache line, as float32."""
-    memory = np.empty(size // 4 + 16, np.float32)
-    skip = -memory.ctypes.data % 64 // 4
-    return memory[skip : skip + size // 4]
+    found: int = memory.ctypes.data + 4 * begin
+    return found
 
 
 def as_records(line: Array, step: int, index: Array, rows: int, count: int, group: int, form: Format) -> Inputs:
@@ -311,11 +312,6 @@ def as_records(line: Array, step: int, index: Array, rows: int, count: int, grou
     blocks = -(-count // block)
     unit = blocks_of_piece(group, count, block)
     size = 64 * (blocks * form.inputs + 2 * (blocks // unit + 1))
-    floats = _on_a_line(rows * size)
-    row, q = np.empty(blocks * block, np.float32), np.empty(blocks * block, np.int8)
-    scales = np.empty(-(-count // max(group, 1)), np.float32)
-    _records(
-        line, step, index, rows, count, group, unit, block // 16, form.zeros, _KINDS[form.kind], size, row, q, scales,
-        floats.view(np.int8), floats.view(np.uint16), floats,
-    )  # fmt: skip
-    return Inputs((floats.ctypes.data, size, 0, 0, 0), floats)
+    memory = np.empty(16 + rows * size // 4 + blocks * block + -(-count // max(group, 1)), np.float32)
+    at = _records(line, step, index, rows, count, group, unit, block // 16, form.zeros, _KINDS[form.kind], size, memory)
+    return Inputs((at, size, 0, 0, 0), memory)

@@ -16,7 +16,7 @@ import numpy as np
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_ops.kernels.cpu.activations import gate_kernel, gated_activation
-from ferrum_ops.kernels.cpu.arrays import Array, empty, new, rows
+from ferrum_ops.kernels.cpu.arrays import Array, address, empty, new, rows
 from ferrum_ops.kernels.cpu.gemm import EVERY, Recipe, Weights, no_a8, prepared, refuses, weights_of, written_as
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.kernels.cpu.products import F32, FEW, Numbers
@@ -89,7 +89,7 @@ def _products(
     kind = written_as(out)
     outputs = tuple(
         [
-            (target.ctypes.data, n * target.itemsize, kind, 0 if bias is None else bias.ctypes.data)
+            (address(target), n * target.itemsize, kind, 0 if bias is None else address(bias))
             for target, n, bias in zip(targets, columns, lines, strict=True)
         ]
     )
@@ -123,7 +123,7 @@ def gated_linear(
     result, out = new(shape, x)
     inputs = prepared(line, step, EVERY, given, count, x.dtype, weights[0])
     lines = _line(gate_bias), _line(up_bias)
-    biases = tuple([0 if bias is None else bias.ctypes.data for bias in lines])
+    biases = tuple([0 if bias is None else address(bias) for bias in lines])
     special = limit is not None or alpha != 1.0 or up_offset != 0.0
     numbers = math.inf if limit is None else float(limit), float(alpha), float(up_offset)
     run = _gated(weights[0].recipe, kind, special)

@@ -21,7 +21,8 @@ from ferrum_ops.kernels.cpu.gemm import EVERY, no_a8, prepared, refuses, weights
 from ferrum_ops.kernels.cpu.intrinsics import get, put
 from ferrum_ops.kernels.cpu.jit import EXACT, jit
 from ferrum_ops.kernels.cpu.threads import crew, share
-from ferrum_ops.moe import RoutePlan, ids_in_range, offsets_in_order
+from ferrum_ops.moe import offsets_in_order
+from ferrum_ops.moe_planning import RoutePlan, ids_in_range
 from ferrum_ops.quant.tensor import QuantTensor
 
 __all__ = [

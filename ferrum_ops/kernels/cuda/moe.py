@@ -34,7 +34,8 @@ from ferrum_ops.kernels.cuda.moe_products import (
 )
 from ferrum_ops.kernels.cuda.plans import CHECK
 from ferrum_ops.kernels.cuda.routing import combined, plan_of, plan_refuses
-from ferrum_ops.moe import ids_in_range, offsets_in_order
+from ferrum_ops.moe import offsets_in_order
+from ferrum_ops.moe_planning import ids_in_range
 from ferrum_ops.quant.integer import IntScheme
 from ferrum_ops.quant.mxfp4 import Mxfp4Scheme
 from ferrum_ops.quant.tensor import QuantTensor

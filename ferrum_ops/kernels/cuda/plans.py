@@ -20,7 +20,8 @@ import ferrum_array as fa
 from ferrum_array import Device, Tensor
 from ferrum_ops.kernels.cuda.launch import Kernel, power_of_two
 from ferrum_ops.kernels.cuda.source import caching, paged
-from ferrum_ops.kv_cache import KVSpec, block_tables, cache_slots
+from ferrum_ops.kv_cache import KVSpec
+from ferrum_ops.kv_slots import block_tables, cache_slots
 from ferrum_ops.types import SequenceMeta
 
 __all__ = [

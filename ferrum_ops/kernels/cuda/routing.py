@@ -14,7 +14,7 @@ from ferrum_array import Tensor
 from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two
 from ferrum_ops.kernels.cuda.layouts import in_order, rows
 from ferrum_ops.kernels.cuda.source import routing as source
-from ferrum_ops.moe import RoutePlan, ids_in_range
+from ferrum_ops.moe_planning import RoutePlan, ids_in_range
 
 __all__ = [
     "ALONE",

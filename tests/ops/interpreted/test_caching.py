@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import ferrum_array as fa
 from ferrum_ops import KVCache, KVSpec, SequenceMeta, kv_append, kv_copy_blocks, kv_gather, use_fast_paths
 from ferrum_ops.kernels.cuda import caching, plans
-from ferrum_ops.kv_cache import cache_slots
+from ferrum_ops.kv_slots import cache_slots
 from tests.ops.caches import Case, cases, filled, poisoned
 from tests.ops.oracle import Array, make, noise
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ferrum_array as fa
 from ferrum_ops import moe_plan
 from ferrum_ops.kernels.cuda import routing
-from ferrum_ops.moe import RoutePlan
+from ferrum_ops.moe_planning import RoutePlan
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import HALVES, LIES, Lie, lying
 from tests.ops.oracle import check, noise
