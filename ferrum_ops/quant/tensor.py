@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import lcm
 from types import MappingProxyType
 from typing import Any
@@ -112,7 +113,7 @@ class QuantTensor:
         """2 for a matrix, 3 for a stack."""
         return len(self.shape)
 
-    @property
+    @cached_property
     def device(self) -> Device:
         """Where the parts lie."""
         return next(iter(self.parts.values())).device
@@ -122,7 +123,7 @@ class QuantTensor:
         """The bytes of all parts."""
         return sum(part.nbytes for part in self.parts.values())
 
-    @property
+    @cached_property
     def features(self) -> tuple[str, ...]:
         """What an implementation must honour, for the registry: those of the scheme, and ``layout:<name>``."""
         return self.scheme.features if self.layout == "plain" else (*self.scheme.features, f"layout:{self.layout}")
