@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import cache
 from math import prod
 from typing import Final, NamedTuple
@@ -30,8 +29,6 @@ _PACKED: Final = 64
 _ALIGNED: Final = 16
 #: queries of a block of the kernel for Hopper
 _BLOCK: Final = 128
-#: FERRUM_HOPPER=1 asks for the kernel for Hopper: as it stands it has been timed, but not gone through all tests there
-_ON_HOPPER: Final = os.environ.get("FERRUM_HOPPER", "0") == "1"
 #: bytes of keys and values that are to stay in the second cache while blocks of queries pass over them
 _CACHED: Final = 40 << 20
 
@@ -246,6 +243,7 @@ def _general(call: _Call) -> None:
     config = _config(min(rows, 2 * _PACKED), *dims, dtype, exact)
     blocks = -(-rows // config.rows)
     bias = call.bias
+    bulk = halves and _bulk(call.k) and _bulk(call.v)
     _ATTENTION(
         (call.batches * blocks * (call.heads // pack),),
         *(call.q.tensor, call.k.tensor, call.v.tensor, call.out, call.sums, call.sinks, bias),
@@ -254,7 +252,9 @@ def _general(call: _Call) -> None:
         *((None,) * 4 if bias is None else _bias_steps(bias, len(call.out._data.shape) - 3)),
         *call.numbers,
         warps=config.warps,
-        stages=config.stages,
+        # Copies that go ahead of products are made of whole words; without them, code for rows of odd lengths that
+        # should go ahead read beyond its shared memory (Triton 3.6; compute-sanitizer saw it).
+        stages=config.stages if bulk or not halves else 1,
         GROUP=call.group,
         PACK=pack,
         DIM=call.dim,
@@ -264,7 +264,7 @@ def _general(call: _Call) -> None:
         BM=config.rows,
         BN=config.keys,
         CAUSAL=call.causal,
-        BULK=halves and _bulk(call.k) and _bulk(call.v),
+        BULK=bulk,
         EXACT=exact,
         WHOLE=halves,
     )
@@ -291,8 +291,7 @@ _HOPPER: Final = {
 def _fits_hopper(call: _Call) -> bool:
     """Whether a call is of the plain kind, long, and lies as copies in bulk ask for."""
     return (
-        _ON_HOPPER
-        and call.dim == call.value_dim
+        call.dim == call.value_dim
         and call.dim in _HOPPER
         and call.numbers[1:] == (None, None)
         and call.bias is None
