@@ -123,12 +123,8 @@ class Backend(ABC):
         """The Dtype of a raw array; TypeError where Ferrum has none for it."""
 
     @abstractmethod
-    def owns(self, obj: object) -> bool:
-        """Whether *obj* is an array of this library on this device that can be taken in as it is."""
-
-    @abstractmethod
     def adopt(self, obj: Any) -> Raw:
-        """Take in an array for which :meth:`owns` holds, sharing its memory."""
+        """Take in an array of this library on this device, sharing its memory."""
 
     @abstractmethod
     def from_host(self, array: Any, *, copy: bool | None) -> Raw:

@@ -168,9 +168,6 @@ class CupyBackend(CupyFunctions, CupyLinalg):
     def dtype_of(self, raw: Raw) -> Dtype:
         return host.dtype_of(raw.dtype)
 
-    def owns(self, obj: object) -> bool:
-        return isinstance(obj, cp.ndarray) and obj.device.id == self.index
-
     def adopt(self, obj: Any) -> Raw:
         host.dtype_of(obj.dtype)  # raises for types that tensors do not have
         return obj.view()  # an array object of our own: nobody else can reshape it

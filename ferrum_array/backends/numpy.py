@@ -155,9 +155,6 @@ class NumpyBackend(SharedBackend):
     def dtype_of(self, raw: Raw) -> Dtype:
         return host.dtype_of(raw)
 
-    def owns(self, obj: object) -> bool:
-        return host.is_numpy(obj)
-
     def adopt(self, obj: Any) -> Raw:
         return host.array(obj, None)[...]  # an array object of our own: nobody else can reshape it
 

@@ -103,9 +103,6 @@ class MlxBackend(Elementwise, Arrays, Selection, Reductions, Products, Transform
     def dtype_of(self, raw: Raw) -> Dtype:
         return _DTYPES[raw.dtype]
 
-    def owns(self, obj: object) -> bool:
-        return isinstance(obj, mx.array)
-
     def adopt(self, obj: Any) -> Raw:
         return mx.array(obj)  # a handle of our own on the same memory
 

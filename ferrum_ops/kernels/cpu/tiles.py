@@ -26,8 +26,6 @@ cgutils: Any = untyped
 
 #: numbers in a vector
 LANES = 16 if "avx512f" in features() else 8
-#: ``dots`` makes the products of so many keys and so many rows
-DOT_KEYS, DOT_ROWS = 4, LANES // 4
 
 _I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
 VECTOR = ir.VectorType(_F32, LANES)
