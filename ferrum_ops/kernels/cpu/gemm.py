@@ -112,13 +112,13 @@ def recipe(x: Dtype, stored: str, form: Format | None) -> Recipe:
 
 
 class _Known(NamedTuple):
-    """What was found out about weights, which holds as long as their storage is *arrays*.
+    """What was found out about weights, which holds as long as their tensors have these arrays: *storage*, in pairs.
 
     References are weak: memory that something else refers to is copied by the next write, and stays when weights go.
     """
 
     owner: weakref.ref[Any]
-    arrays: list[weakref.ref[Array]]
+    storage: list[tuple[Callable[[], Any], Callable[[], Any]]]
     refusal: str | None
     found: dict[Dtype, Weights]
 
@@ -131,16 +131,16 @@ def _known_of(w: Tensor | QuantTensor) -> _Known:
     """The entry of *w*: a new one at first, and where a write has given *w* other memory."""
     key = id(w)
     entry = _known.get(key)
-    tensors = (w,) if isinstance(w, Tensor) else w.parts.values()
     if entry is not None:
-        for tensor, array in zip(tensors, entry.arrays, strict=True):
-            if array() is not tensor._data:
+        for tensor, array in entry.storage:
+            if tensor()._data is not array():
                 break
         else:
             return entry
     owner = weakref.ref(w, lambda _: _known.pop(key, None))
-    entry = _Known(owner, [weakref.ref(tensor._data) for tensor in tensors], _refuses(w), {})
-    _known[key] = entry
+    tensors = (w,) if isinstance(w, Tensor) else w.parts.values()
+    storage = [(weakref.ref(tensor), weakref.ref(tensor._data)) for tensor in tensors]
+    entry = _known[key] = _Known(owner, storage, _refuses(w), {})
     return entry
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ferrum_array import Tensor
 from ferrum_ops.kernels.cpu.activations import gated_activation
-from ferrum_ops.kernels.cpu.arrays import Array, empty, flat, flat_or_nothing, rows
+from ferrum_ops.kernels.cpu.arrays import Array, address, empty, flat, flat_or_nothing, rows
 from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.gemm import EVERY, no_a8, prepared, refuses, weights_of, written_as
 from ferrum_ops.kernels.cpu.intrinsics import get, put
@@ -84,8 +84,8 @@ def _experts(
     weights = weights_of(x.dtype, w)
     run, numbers, strides = weights.recipe.run, weights.numbers, weights.strides
     biases = None if bias is None else np.ascontiguousarray(bias.astype("f32", copy=False)._data)
-    address, stride = target.ctypes.data, columns * target.itemsize
-    first_bias = 0 if biases is None else biases.ctypes.data
+    begin, stride = address(target), columns * target.itemsize
+    first_bias = 0 if biases is None else address(biases)
     value, value_step, scale, scale_step, zero, zero_step, group = numbers
     for e, (start, stop) in enumerate(pairwise(bounds)):
         given = stop - start
@@ -99,7 +99,7 @@ def _experts(
             value + e * strides[0], value_step, scale + e * strides[1], scale_step,
             zero + e * strides[2], zero_step, group,
         )  # fmt: skip
-        output = (address + start * stride, stride, written_as(x.dtype), first_bias and first_bias + 4 * e * columns)
+        output = (begin + start * stride, stride, written_as(x.dtype), first_bias and first_bias + 4 * e * columns)
         run(inputs.numbers, mine, output, (given, count, columns), crew(given * count * columns))
 
 
