@@ -90,7 +90,7 @@ class Captured(Generic[_R]):
         self._specs: tuple[Spec, ...] = ()
         self._recording: Recording | None = None
         try:
-            self._recording = device.backend.record(self._run, [x._data for x in examples])
+            self._recording = device.backend.record(self._run, [x._data for x in examples], state)
         except Unrecordable as error:
             cause = error.__cause__
             where = _where(None if cause is None else cause.__traceback__)

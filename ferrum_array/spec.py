@@ -93,15 +93,15 @@ class _Operators(dict[str, tuple[Callable[..., Any], "Spec"] | None]):
 class _Direct(dict[str, Callable[..., Any] | None]):
     """Raw functions of one tensor whose result has its dtype, or None where the function does not take that dtype."""
 
-    __slots__ = ("_spec",)
+    __slots__ = ("_call", "_dtype")
 
     def __init__(self, spec: Spec) -> None:
-        self._spec = spec
+        self._dtype, self._call = spec.dtype, spec.call
 
     def __missing__(self, name: str) -> Callable[..., Any] | None:
-        dtype = self._spec.dtype
+        dtype = self._dtype
         fits = (dtype.is_floating or dtype.is_complex) if name == "total" else accepts(name, dtype)
-        function = self[name] = self._spec.call[name] if fits else None
+        function = self[name] = self._call[name] if fits else None
         return function
 
 
@@ -126,7 +126,8 @@ class Spec:
 
     ``call[name]`` is the raw function. ``operators[name]`` is that of two operands with the Spec of its result, and
     ``direct[name]`` that of one whose result has the same Spec; ``in_place[name]`` writes into its first operand. None
-    says that the long way must be taken. ``infix`` repeats the operators that have symbols in a plain dict, which
+    says that the long way must be taken. While a function is captured on the CPU other tables stand in the place of
+    these, which write down what is called. ``infix`` repeats the operators that have symbols in a plain dict, which
     Python reads quicker. ``scalars`` are the Python types that operators take as they are.
     """
 
@@ -146,11 +147,11 @@ class Spec:
     def __init__(self, dtype: Dtype, device: Device) -> None:
         self.dtype = dtype
         self.device = device
-        self.call = _Calls(self)
-        self.operators = _Operators(self)
+        self.call: dict[str, Callable[..., Any]] = _Calls(self)
+        self.operators: dict[str, tuple[Callable[..., Any], Spec] | None] = _Operators(self)
         self.infix = {name: self.operators[name] for name in _INFIX}
-        self.direct = _Direct(self)
-        self.in_place = _InPlace(self)
+        self.direct: dict[str, Callable[..., Any] | None] = _Direct(self)
+        self.in_place: dict[str, Callable[..., Any] | None] = _InPlace(self)
         backend = device.backend
         self.array_type = backend.array_type
         self.scalars = backend.scalars(dtype)

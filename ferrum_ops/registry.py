@@ -21,6 +21,7 @@ from threading import RLock
 from typing import Any, Generic, NamedTuple, NoReturn, TypeVar, final
 
 from ferrum_array import Device, Dtype
+from ferrum_ops.recorded import ACTIVE, run_aside, under_way
 
 __all__ = [
     "Explanation", "Op", "Row", "explain", "fast_paths", "load_kernels", "op_names", "register", "use_fast_paths",
@@ -179,6 +180,8 @@ class Op(Generic[_R]):
                 candidates = self._choose(key)
             for candidate in candidates:
                 if candidate.when is None or candidate.when(*arguments) is None:
+                    if ACTIVE and device.kind == "cpu" and (tape := under_way(candidate.run)) is not None:
+                        return run_aside(tape, candidate.run, arguments)  # type: ignore[no-any-return]  # what it gives
                     result: _R = candidate.run(*arguments)
                     return result
         assert self._reference is not None, f"{self.name} has no reference"

@@ -167,8 +167,13 @@ class Backend(ABC):
         host = self.to_host(raw, copy=True)
         return lambda: host
 
-    def record(self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw]) -> Recording | None:
+    def record(
+        self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw], state: Sequence[Holder]
+    ) -> Recording | None:
         """What *run* does with arrays like *inputs*, to be replayed; None where the library has nothing like that.
+
+        *state* holds arrays that it may write in place. They are kept by their owner, who replays only while they lie
+        where they lay.
 
         Raises:
             Unrecordable: if it does what cannot be replayed.

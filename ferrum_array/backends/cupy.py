@@ -221,7 +221,9 @@ class CupyBackend(CupyFunctions, CupyLinalg):
     def synchronize(self, raws: Sequence[Raw] = ()) -> None:
         self._device.synchronize()
 
-    def record(self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw]) -> Recording | None:
+    def record(
+        self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw], state: Sequence[Holder]
+    ) -> Recording | None:
         with self._device:
             return Graph(run, inputs)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ferrum_array.backends import float16, host
-from ferrum_array.backends.base import Holder, Raw
+from ferrum_array.backends.base import Holder, Raw, Recording
 from ferrum_array.backends.dlpack import Integers, as_bfloat16
 from ferrum_array.backends.shared import MOVES, SharedBackend
 from ferrum_array.dtype import Dtype
@@ -42,6 +42,7 @@ class NumpyBackend(SharedBackend):
 
     library = "NumPy"
     device_name = "cpu"
+    records = True
     array_type = np.ndarray
     dtypes = frozenset(Dtype.all())
     xp = np
@@ -208,6 +209,13 @@ class NumpyBackend(SharedBackend):
                 "first, or convert it to a dtype of the standard"
             ) from error
         return self.adopt(raw.view(host.bfloat16()) if source.changed else raw)
+
+    def record(
+        self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw], state: Sequence[Holder]
+    ) -> Recording | None:
+        from ferrum_array.backends.tape import HostGraph  # which needs all dtypes of this device
+
+        return HostGraph(run, inputs, state)
 
     # Quicker ways to the same.
 

@@ -73,7 +73,7 @@ def step_obstacle(model: CausalLM, cache: ModelCache | None = None) -> str | Non
         >>> step_obstacle(random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2}))
         'cpu has no graphs to capture'
     """
-    if not model.device.captures:
+    if not model.device.captures or model.device.kind == "cpu":
         return f"{model.device} has no graphs to capture"
     for kind, rotary in model.config.rotary.items():
         if rotary.by_length:

@@ -16,9 +16,11 @@ from ferrum_array import Tensor
 from ferrum_ops.activation import _TAIL_F32
 from ferrum_ops.kernels.cpu.arrays import empty_like, flat, flat_or_nothing, rows
 from ferrum_ops.kernels.cpu.atomic import task
+from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.intrinsics import exp, exp_below, get, put
 from ferrum_ops.kernels.cpu.jit import EXACT, jit
 from ferrum_ops.kernels.cpu.threads import crew, share
+from ferrum_ops.recorded import records
 
 __all__ = ["activation", "gated_activation", "over_one_plus_exp", "sigmoid_gate", "softcap"]
 
@@ -111,10 +113,11 @@ def _activation(kind: str) -> Any:
     return whole
 
 
+@records
 def activation(x: Tensor, kind: str) -> Tensor:
     """The op."""
     result, out = empty_like(x)
-    _activation(kind)(flat(x), out, crew(4 * out.size))
+    launch(_activation(kind), flat(x), out, crew(4 * out.size))
     return result
 
 
@@ -162,6 +165,7 @@ def gate_kernel(kind: str, special: bool) -> Any:
     return whole
 
 
+@records
 def gated_activation(
     gate: Tensor, up: Tensor, kind: str, limit: float | None, alpha: float, up_offset: float
 ) -> Tensor:
@@ -174,7 +178,8 @@ def gated_activation(
     special = limit is not None or alpha != 1.0 or up_offset != 0.0
     kernel = gate_kernel(kind, special)
     bound = math.inf if limit is None else float(limit)
-    kernel(gates, gate_step, ups, up_step, bound, float(alpha), float(up_offset), out, size, crew(5 * out.size))
+    numbers = bound, float(alpha), float(up_offset)
+    launch(kernel, gates, gate_step, ups, up_step, *numbers, out, size, crew(5 * out.size))
     return result
 
 
@@ -201,6 +206,7 @@ def _sigmoid_gate(x: Any, gate: Any, size: int, by_row: bool, residual: Any, out
         share(crew, job, out.size // size, max(1, _GRAIN // size))
 
 
+@records
 def sigmoid_gate(x: Tensor, gate: Tensor, residual: Tensor | None) -> Tensor:
     """The op."""
     shape = x._data.shape
@@ -208,7 +214,7 @@ def sigmoid_gate(x: Tensor, gate: Tensor, residual: Tensor | None) -> Tensor:
     result, out = empty_like(x)
     size = shape[-1] if shape else 1
     added = flat_or_nothing(residual, x)
-    _sigmoid_gate(flat(x), flat(gate), size, by_row, added, out, crew(4 * out.size))
+    launch(_sigmoid_gate, flat(x), flat(gate), size, by_row, added, out, crew(4 * out.size))
     return result
 
 
@@ -243,8 +249,9 @@ def _softcap(x: Any, cap: float, out: Any, crew: int) -> None:
     share(crew, task(_softcap_part, (x, np.float32(cap), out)), out.size, _GRAIN)
 
 
+@records
 def softcap(x: Tensor, cap: float) -> Tensor:
     """The op."""
     result, out = empty_like(x)
-    _softcap(flat(x), float(cap), out, crew(4 * out.size))
+    launch(_softcap, flat(x), float(cap), out, crew(4 * out.size))
     return result

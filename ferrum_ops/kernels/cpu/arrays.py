@@ -18,6 +18,7 @@ import numpy as np
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
+from ferrum_array.backends.tape import ACTIVE, recording
 from ferrum_array.spec import spec_of
 from ferrum_array.tensor import wrap
 from ferrum_ops.kernels.cpu.jit import jit
@@ -50,6 +51,8 @@ def address(line: Any) -> int:
 def flat(x: Tensor) -> Array:
     """The elements of *x* in one axis, a copy only where they lie with gaps or in another order."""
     line: Array = x._data.ravel()
+    if ACTIVE and line.base is None and line is not x._data and (tape := recording()) is not None:
+        tape.copied(x._data, line.reshape(x._data.shape))
     as_bits = _BITS.get(x._spec.dtype)
     if as_bits is not None:
         line = line.view(as_bits)
@@ -137,6 +140,8 @@ def new(shape: tuple[int, ...], like: Tensor) -> tuple[Tensor, Array]:
     """A new tensor of *shape* with the dtype and device of *like*, and its elements in one axis, to be written."""
     spec = like._spec
     data = np.empty(shape, like._data.dtype)
+    if ACTIVE and (tape := recording()) is not None:
+        tape.own(data)
     as_bits = _BITS.get(spec.dtype)
     line = data.ravel()
     return wrap(data, spec), line if as_bits is None else line.view(as_bits)
@@ -153,6 +158,13 @@ def empty(shape: tuple[int, ...], dtype: Dtype, like: Tensor) -> tuple[Tensor, A
 
 def written(x: Tensor) -> Array:
     """The elements of *x* in one axis, to be written: where others see the memory, *x* gets memory of its own first."""
-    if not (x._spec.device.backend.exclusive(x) and x._data.flags.c_contiguous):
+    if ACTIVE and (tape := recording()) is not None:
+        if not x._spec.device.backend.exclusive(x):
+            copy = x._data.copy(order="C")
+            source, x._data = tape.hold(x._data), tape.own(copy)
+            tape.items.append(lambda: np.copyto(copy, source))
+        elif not x._data.flags.c_contiguous:
+            x._data = tape.moved(x._data)
+    elif not (x._spec.device.backend.exclusive(x) and x._data.flags.c_contiguous):
         x._data = x._data.copy(order="C")
     return bits(x._data.reshape(-1), x._spec.dtype)

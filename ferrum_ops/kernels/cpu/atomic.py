@@ -16,7 +16,7 @@ from numba.core import cgutils as untyped
 
 from ferrum_ops.kernels.cpu.jit import intrinsic
 
-__all__ = ["add", "call", "give_way", "load", "pause", "store", "swap_if", "task"]
+__all__ = ["add", "again", "call", "give_way", "keep", "load", "pause", "store", "swap_if", "task"]
 
 types: Any = untyped_types  # numba's types are of some versions and incomplete
 cgutils: Any = untyped
@@ -25,7 +25,11 @@ _WORD = ir.IntType(64)
 _BYTES = ir.IntType(8).as_pointer()
 #: what a job looks like to those who work on it: (arguments, first item, end of the items)
 _JOB = ir.FunctionType(ir.VoidType(), [_BYTES, _WORD, _WORD])
+#: what a kept call looks like: (arguments)
+_KEPT = ir.FunctionType(ir.VoidType(), [_BYTES])
 _ALIGNED = 8
+#: bytes that the arguments of a kept call may take
+_MOST = 4096
 
 
 def _pointer(builder: Any, address: Any) -> Any:
@@ -134,19 +138,70 @@ def task(typing: Any, body: Any, arguments: Any) -> Any:
         place = cgutils.alloca_once(builder, packed)
         for i, value in enumerate(values):
             builder.store(value, cgutils.gep_inbounds(builder, place, 0, i))
-        function = _trampoline(context, builder.module, body, called, packed)
+        function = _trampoline(context, builder.module, body, called, packed, _JOB)
         both = [builder.ptrtoint(function, _WORD), builder.ptrtoint(place, _WORD)]
         return context.make_tuple(builder, types.UniTuple(types.int64, 2), both)
 
     return types.UniTuple(types.int64, 2)(body, arguments), generate
 
 
-def _trampoline(context: Any, module: Any, body: Any, called: Any, packed: Any) -> Any:
-    """A function of the type of all jobs that unpacks its arguments and calls *body*."""
+@intrinsic
+def keep(typing: Any, body: Any, arguments: Any, _to: Any) -> Any:
+    """The address of ``body(*arguments)``, and how many bytes these arguments take, which are written to an address.
+
+    For ``again``, for as long as they stay there. What they show must stay, too: it is not kept alive by them.
+    """
+    called = body.get_call_type(typing, arguments.types, {})
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        values = [
+            _shown(builder, kind, value)
+            for kind, value in zip(
+                arguments.types, cgutils.unpack_tuple(builder, args[1], len(arguments.types)), strict=True
+            )
+        ]
+        packed = ir.LiteralStructType([value.type for value in values])
+        size = context.get_abi_sizeof(packed)
+        if size > _MOST:
+            raise ValueError(f"the arguments of a kept call take {size} bytes; {_MOST} are set aside")
+        place = builder.inttoptr(args[2], packed.as_pointer())
+        for i, value in enumerate(values):
+            builder.store(value, cgutils.gep_inbounds(builder, place, 0, i))
+        function = _trampoline(context, builder.module, body, called, packed, _KEPT)
+        both = [builder.ptrtoint(function, _WORD), _WORD(size)]
+        return context.make_tuple(builder, types.UniTuple(types.int64, 2), both)
+
+    return types.UniTuple(types.int64, 2)(body, arguments, types.int64), generate
+
+
+def _shown(builder: Any, kind: Any, value: Any) -> Any:
+    """A value whose arrays do not count as users of their memory, which is not freed by who has them."""
+    if isinstance(kind, types.Array):
+        for place in range(2):  # whoever counts, and the object of Python
+            value = builder.insert_value(value, value.type.elements[place](None), place)
+    elif isinstance(kind, types.BaseTuple):
+        for place, one in enumerate(kind):
+            value = builder.insert_value(value, _shown(builder, one, builder.extract_value(value, place)), place)
+    return value
+
+
+@intrinsic
+def again(_typing: Any, _function: Any, _arguments: Any) -> Any:
+    """Make a call that ``keep`` has kept."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.call(builder.inttoptr(args[0], _KEPT.as_pointer()), [builder.inttoptr(args[1], _BYTES)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+def _trampoline(context: Any, module: Any, body: Any, called: Any, packed: Any, form: Any) -> Any:
+    """A function of a *form* that unpacks its arguments and calls *body*, with what else it is given."""
     compiled = body.dispatcher.overloads[called.args]
     context.active_code_library.add_linking_library(compiled.library)
     target = context.declare_function(module, compiled.fndesc)
-    function = ir.Function(module, _JOB, module.get_unique_name(f"job.{compiled.fndesc.unique_name}"))
+    function = ir.Function(module, form, module.get_unique_name(f"job.{compiled.fndesc.unique_name}"))
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
     place = builder.bitcast(function.args[0], packed.as_pointer())

@@ -30,7 +30,8 @@ import numpy as np
 
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
-from ferrum_ops.kernels.cpu.arrays import Array, address, empty, rows
+from ferrum_ops.kernels.cpu.arrays import Array, address, empty, flat, rows
+from ferrum_ops.kernels.cpu.graph import hold, launch
 from ferrum_ops.kernels.cpu.inputs import Inputs, as_int8, as_records, as_rows
 from ferrum_ops.kernels.cpu.integers import Format
 from ferrum_ops.kernels.cpu.microkernels import SIZE
@@ -39,6 +40,7 @@ from ferrum_ops.kernels.cpu.products_int import few_integers, many_integers
 from ferrum_ops.kernels.cpu.threads import crew
 from ferrum_ops.quant.integer import IntScheme
 from ferrum_ops.quant.tensor import QuantTensor
+from ferrum_ops.recorded import ACTIVE, records
 
 __all__ = [
     "EVERY", "Recipe", "Weights", "linear", "linear_a8_refuses", "linear_refuses", "no_a8", "prepared", "recipe",
@@ -259,13 +261,14 @@ def linear_a8_refuses(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, o
     return no_a8(w) or linear_refuses(x, w, bias, out)
 
 
+@records
 def linear(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) -> Tensor:
     """The op."""
     columns, count = w.shape
     given = math.prod(x.shape[:-1])
     line, step = rows(x)
     result, target = empty((*x.shape[:-1], columns), out, x)
-    biases = None if bias is None else np.ascontiguousarray(bias.astype("f32", copy=False)._data)
+    biases = None if bias is None else flat(bias.astype("f32", copy=False))
     weights = weights_of(x.dtype, w)
     inputs = prepared(line, step, EVERY, given, count, x.dtype, weights)
     output = (
@@ -275,5 +278,7 @@ def linear(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) 
         0 if biases is None else address(biases),
     )
     work = columns * count * given
-    weights.recipe.run(inputs.numbers, weights.numbers, output, (given, count, columns), crew(work))
+    if ACTIVE:
+        hold(w, weights.memory, inputs.memory, biases)
+    launch(weights.recipe.run, inputs.numbers, weights.numbers, output, (given, count, columns), crew(work))
     return result

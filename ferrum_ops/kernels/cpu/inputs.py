@@ -16,6 +16,7 @@ import ferrum_array as fa
 from ferrum_array import Dtype
 from ferrum_ops.kernels.cpu.arrays import Array, address
 from ferrum_ops.kernels.cpu.atomic import task
+from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.integers import Format, blocks_of_piece
 from ferrum_ops.kernels.cpu.intrinsics import from_bits, get, get_int, magnitude, put
 from ferrum_ops.kernels.cpu.jit import EXACT, intrinsic, jit
@@ -220,7 +221,7 @@ def as_rows(line: Array, step: int, index: Array, rows: int, count: int, dtype: 
     """Rows in float32 or bfloat16, without gaps but for zeros that fill up words."""
     padded = count + count % 2 if dtype is fa.bfloat16 else count
     out = np.empty(rows * padded, _STORED[dtype])
-    _rows(line, step, index, rows, count, out, padded, crew)
+    launch(_rows, line, step, index, rows, count, out, padded, crew)
     return Inputs((address(out), padded * out.itemsize, 0, 0, 0), out)
 
 
@@ -257,7 +258,7 @@ def as_int8(
     q_step, pieces = -(-count // 4) * 4, -(-count // max(piece, 1))
     q, starts = np.empty(rows * q_step, np.int8), np.empty(rows * pieces, np.int32)
     scales = np.empty(rows * pieces, np.float32)
-    _int8(line, step, index, rows, count, group, piece, offset, q, q_step, scales, starts, pieces, crew)
+    launch(_int8, line, step, index, rows, count, group, piece, offset, q, q_step, scales, starts, pieces, crew)
     numbers = address(q), q_step, address(scales), address(starts), 4 * pieces
     return Inputs(numbers, (q, scales, starts))
 
@@ -313,5 +314,6 @@ def as_records(line: Array, step: int, index: Array, rows: int, count: int, grou
     unit = blocks_of_piece(group, count, block)
     size = 64 * (blocks * form.inputs + 2 * (blocks // unit + 1))
     memory = np.empty(16 + rows * size // 4 + blocks * block + -(-count // max(group, 1)), np.float32)
-    at = _records(line, step, index, rows, count, group, unit, block // 16, form.zeros, _KINDS[form.kind], size, memory)
+    kind = _KINDS[form.kind]
+    at = launch(_records, line, step, index, rows, count, group, unit, block // 16, form.zeros, kind, size, memory)
     return Inputs((at, size, 0, 0, 0), memory)

@@ -16,12 +16,14 @@ import numpy as np
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_ops.kernels.cpu.activations import gate_kernel, gated_activation
-from ferrum_ops.kernels.cpu.arrays import Array, address, empty, new, rows
+from ferrum_ops.kernels.cpu.arrays import Array, address, empty, flat, new, rows
 from ferrum_ops.kernels.cpu.gemm import EVERY, Recipe, Weights, no_a8, prepared, refuses, weights_of, written_as
+from ferrum_ops.kernels.cpu.graph import hold, launch
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.kernels.cpu.products import F32, FEW, Numbers
 from ferrum_ops.kernels.cpu.threads import crew
 from ferrum_ops.quant.tensor import QuantTensor
+from ferrum_ops.recorded import ACTIVE, records
 
 __all__ = [
     "gated_linear", "gated_linear_a8_refuses", "gated_linear_refuses", "linears", "linears_a8_refuses",
@@ -67,9 +69,10 @@ def _alike(weights: Sequence[Weights]) -> bool:
 
 
 def _line(bias: Tensor | None) -> Array | None:
-    return None if bias is None else np.ascontiguousarray(bias.astype("f32", copy=False)._data)
+    return None if bias is None else flat(bias.astype("f32", copy=False))
 
 
+@records
 def linears(x: Tensor, ws: Sequence[Weight], biases: Sequence[Tensor | None], out: Dtype) -> tuple[Tensor, ...]:
     """The op."""
     lead = x.shape[:-1]
@@ -95,18 +98,23 @@ def _products(
     )
     alike = _alike(weights)
     inputs = prepared(line, step, EVERY, given, count, x.dtype, weights[0])
+    if ACTIVE:
+        hold(*ws, *lines, inputs.memory, *(w.memory for w in weights))
     if alike and given <= FEW:
         helpers = crew(sum(columns) * count * given)
         numbers = tuple([w.numbers for w in weights])
-        weights[0].recipe.together(inputs.numbers, numbers, outputs, given, count, columns, helpers)
+        launch(weights[0].recipe.together, inputs.numbers, numbers, outputs, given, count, columns, helpers)
         return
     for i, w in enumerate(weights):
         if i and not alike:
             inputs = prepared(line, step, EVERY, given, count, x.dtype, w)
+            if ACTIVE:
+                hold(inputs.memory)
         helpers = crew(columns[i] * count * given)
-        w.recipe.run(inputs.numbers, w.numbers, outputs[i], (given, count, columns[i]), helpers)
+        launch(w.recipe.run, inputs.numbers, w.numbers, outputs[i], (given, count, columns[i]), helpers)
 
 
+@records
 def gated_linear(
     x: Tensor, gate: Weight, up: Weight, kind: str, gate_bias: Tensor | None, up_bias: Tensor | None,
     limit: float | None, alpha: float, up_offset: float,
@@ -128,9 +136,10 @@ def gated_linear(
     numbers = math.inf if limit is None else float(limit), float(alpha), float(up_offset)
     run = _gated(weights[0].recipe, kind, special)
     helpers = crew(2 * columns * count * given)
-    run(
-        inputs.numbers, (weights[0].numbers, weights[1].numbers), biases, (given, count, columns), numbers, out, helpers
-    )
+    if ACTIVE:
+        hold(gate, up, *lines, inputs.memory, weights[0].memory, weights[1].memory)
+    both = weights[0].numbers, weights[1].numbers
+    launch(run, inputs.numbers, both, biases, (given, count, columns), numbers, out, helpers)
     return result
 
 

@@ -12,9 +12,11 @@ from ferrum_array import Tensor
 from ferrum_ops.kernels.cpu.activations import over_one_plus_exp
 from ferrum_ops.kernels.cpu.arrays import empty_like, flat, flat_or_nothing, rows
 from ferrum_ops.kernels.cpu.atomic import task
+from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.intrinsics import get, put
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.kernels.cpu.threads import crew, share
+from ferrum_ops.recorded import records
 
 __all__ = ["l2_norm", "layer_norm", "no_float64", "rms_norm", "rms_norm_with", "root_of_squares"]
 
@@ -73,21 +75,23 @@ def _rms(x: Any, step: int, w: Any, parts: float, eps: float, offset: float, out
         share(crew, job, out.size // size, grain(size))
 
 
+@records
 def rms_norm(x: Tensor, w: Tensor | None, eps: float, offset: float, *_absent: None) -> Tensor:
     """The op without residual and gate."""
     size = x._data.shape[-1]
     line, step = rows(x)
     result, out = empty_like(x)
-    _rms(line, step, flat_or_nothing(w, x), size, eps, offset, out, size, crew(2 * out.size))
+    launch(_rms, line, step, flat_or_nothing(w, x), size, eps, offset, out, size, crew(2 * out.size))
     return result
 
 
+@records
 def l2_norm(x: Tensor, eps: float) -> Tensor:
     """The op."""
     size = x._data.shape[-1]
     line, step = rows(x)
     result, out = empty_like(x)
-    _rms(line, step, flat_or_nothing(None, x), 1, eps, 0.0, out, size, crew(2 * out.size))
+    launch(_rms, line, step, flat_or_nothing(None, x), 1, eps, 0.0, out, size, crew(2 * out.size))
     return result
 
 
@@ -154,6 +158,7 @@ def _rms_with(
         share(crew, job, out.size // size, grain(size))
 
 
+@records
 def rms_norm_with(
     x: Tensor, w: Tensor | None, eps: float, offset: float, residual: Tensor | None, gate: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -164,10 +169,10 @@ def rms_norm_with(
     weights, gates = flat_or_nothing(w, x), flat_or_nothing(gate, x)
     if residual is None:
         nothing = flat_or_nothing(None, x)
-        _rms_with(line, step, weights, eps, offset, nothing, nothing, gates, out, size, crew(3 * out.size))
+        launch(_rms_with, line, step, weights, eps, offset, nothing, nothing, gates, out, size, crew(3 * out.size))
         return result
     summed, total = empty_like(residual)
-    _rms_with(line, step, weights, eps, offset, flat(residual), total, gates, out, size, crew(4 * out.size))
+    launch(_rms_with, line, step, weights, eps, offset, flat(residual), total, gates, out, size, crew(4 * out.size))
     return result, summed
 
 
@@ -215,6 +220,7 @@ def _layer(
         share(crew, job, out.size // size, grain(size))
 
 
+@records
 def layer_norm(
     x: Tensor, w: Tensor | None, b: Tensor | None, eps: float, residual: Tensor | None
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -225,10 +231,10 @@ def layer_norm(
     weights, bias = flat_or_nothing(w, x), flat_or_nothing(b, x)
     if residual is None:
         nothing = flat_or_nothing(None, x)
-        _layer(line, step, weights, bias, eps, nothing, nothing, out, size, crew(2 * out.size))
+        launch(_layer, line, step, weights, bias, eps, nothing, nothing, out, size, crew(2 * out.size))
         return result
     summed, total = empty_like(residual)
-    _layer(line, step, weights, bias, eps, flat(residual), total, out, size, crew(4 * out.size))
+    launch(_layer, line, step, weights, bias, eps, flat(residual), total, out, size, crew(4 * out.size))
     return result, summed
 
 

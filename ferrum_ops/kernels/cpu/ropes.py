@@ -11,10 +11,12 @@ import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.kernels.cpu.arrays import Array, empty_like, flat, flat_or_nothing, heads
 from ferrum_ops.kernels.cpu.atomic import task
+from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.intrinsics import get, put
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.kernels.cpu.norms import root_of_squares
 from ferrum_ops.kernels.cpu.threads import crew, share
+from ferrum_ops.recorded import records
 
 __all__ = ["qk_norm_rope", "rope"]
 
@@ -105,15 +107,17 @@ def _turned(
     kernel = _kernel(pairs, norm is not None, w is not None)
     weights = flat_or_nothing(w, x)
     work = crew(3 * out.size)
-    kernel(line, token_step, head_step, weights, eps, offset, cos, sin, count, size, half, out, work)
+    launch(kernel, line, token_step, head_step, weights, eps, offset, cos, sin, count, size, half, out, work)
     return result
 
 
+@records
 def rope(x: Tensor, cos: Tensor, sin: Tensor, rotary_dim: int, interleaved: bool) -> Tensor:
     """The op."""
     return _turned(x, None, _table(cos, x), _table(sin, x), rotary_dim // 2, interleaved, None)
 
 
+@records
 def qk_norm_rope(
     q: Tensor,
     k: Tensor,

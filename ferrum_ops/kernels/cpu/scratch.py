@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 
+from ferrum_array.backends.tape import ACTIVE, Tape, recording
 from ferrum_ops import cores
 from ferrum_ops.kernels.cpu import atomic
 from ferrum_ops.kernels.cpu.arrays import Array
@@ -25,13 +27,29 @@ _kept: list[Array] = []
 
 def borrow(size: int) -> Array:
     """A block of memory in which each thread of a call can pick up a place of *size* numbers."""
+    tape = recording() if ACTIVE else None
+    if tape is not None:  # there may be more threads later
+        threads = max(cores.threads(), os.cpu_count() or 1)
+        return _recorded(tape, "places", _HEAD + min(threads, _PLACES) * (size + _LINE))
     block = borrow_line(_HEAD + min(cores.threads(), _PLACES) * (size + _LINE))
     block[:_HEAD] = 0.0
     return block
 
 
+def _recorded(tape: Tape, kind: str, size: int) -> Array:
+    """Memory for calls that are recorded: that of calls before them, of the same kind, as places begin free."""
+    free: list[Array] = tape.notes.setdefault(("scratch", kind), [])
+    found = next((place for place, one in enumerate(free) if one.size >= size), None)
+    block = np.zeros(size, np.float32) if found is None else free.pop(found)
+    tape.notes["scratch", id(block)] = kind
+    return block
+
+
 def borrow_line(size: int) -> Array:
     """At least *size* numbers, which hold anything."""
+    tape = recording() if ACTIVE else None
+    if tape is not None:
+        return _recorded(tape, "line", size)
     try:
         block = _kept.pop()
     except IndexError:  # the first call, or others have them all
@@ -41,8 +59,11 @@ def borrow_line(size: int) -> Array:
 
 def give_back(*blocks: Array) -> None:
     """Keep blocks for the next call, which fit best if they come back in the order in which they were borrowed."""
+    tape = recording() if ACTIVE else None
     for block in blocks[::-1]:
-        if len(_kept) < _MOST and block.size <= _LARGEST:
+        if tape is not None:
+            tape.notes["scratch", tape.notes["scratch", id(block)]].append(block)
+        elif len(_kept) < _MOST and block.size <= _LARGEST:
             _kept.append(block)
 
 

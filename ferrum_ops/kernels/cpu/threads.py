@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 
+from ferrum_array.backends.tape import ACTIVE
 from ferrum_ops import cores
 from ferrum_ops.kernels.cpu import atomic
 from ferrum_ops.kernels.cpu.jit import jit
 
-__all__ = ["crew", "share"]
+__all__ = ["crew", "ready", "share"]
 
 # Words of the block that caller and helpers share, by their place in bytes; each has a cache line of its own.
 _OWNER = 0  # 1 while a call has the helpers
@@ -124,13 +125,21 @@ def share(crew: int, job: Any, items: int, grain: int) -> None:
     atomic.store(crew + _OWNER, 0)
 
 
+def _aligned() -> Any:
+    words: Any = np.zeros((_ASLEEP + _LINE * (_MOST + 1)) // 8 + _LINE // 8, dtype=np.int64)
+    return words[-words.ctypes.data % _LINE // 8 :]
+
+
+#: what callers and helpers share, which stays where it is also in a process that fork has made: calls that were
+#: recorded have its address
+_words = _aligned()
+
+
 class _Crew:
     """The helpers of this process."""
 
     def __init__(self) -> None:
-        words: Any = np.zeros((_ASLEEP + _LINE * (_MOST + 1)) // 8 + _LINE // 8, dtype=np.int64)
-        skip = -words.ctypes.data % _LINE // 8
-        self._words = words[skip:]
+        self._words = _words
         self.address: int = self._words.ctypes.data
         self.view: memoryview[int] = memoryview(self._words)
         self.limit = 0
@@ -192,7 +201,7 @@ def crew(work: int) -> int:
 
     *work* counts the numbers that are read and written, or what takes as long.
     """
-    if work < _LEAST or (count := cores.threads()) == 1:
+    if work < _LEAST or ((count := cores.threads()) == 1 and not ACTIVE):  # a recording may meet more threads later
         return 0
     found = _crew
     if found is None:
@@ -202,6 +211,19 @@ def crew(work: int) -> int:
     elif found.view[_SLEEPERS // 8]:
         found.wake()
     return found.address
+
+
+def ready() -> None:
+    """Have the helpers there that recorded calls may use: as many as there are threads now."""
+    found, count = _crew, cores.threads()
+    if found is None:
+        if count == 1:
+            return
+        found = _made()
+    if found.limit != count - 1:
+        found.resize(count - 1)
+    elif found.view[_SLEEPERS // 8]:
+        found.wake()
 
 
 def _made() -> _Crew:
@@ -215,6 +237,7 @@ def _made() -> _Crew:
 def _forget() -> None:
     """In a process made by fork the helpers do not exist."""
     global _crew, _making
+    _words[:] = 0
     _crew, _making = None, threading.Lock()
 
 

@@ -1,0 +1,426 @@
+"""What a function does to arrays in the host's memory, written down once and done again without the function.
+
+While a function is recorded it runs for real, and the storage's functions are exchanged for ones that write down each
+call in that thread: again with the same arrays, its result goes where it went. So all memory stays where it is, and a
+replay is the list of calls. Kernels that are compiled add entries of their own, which need no Python in between.
+
+Calls that make views need no entry: memory does not move. What is made of nothing, or of what was made of nothing, is
+the same each time, and needs none either. Memory that belongs to the recording is never written in place by tensors:
+they get memory of their own first, by a copy that is written down too. So what was recorded starts each time from the
+same state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import RLock, get_ident
+from typing import Any, Final, final
+
+import numpy as np
+
+from ferrum_array.backends.base import Holder, Raw, Unrecordable
+from ferrum_array.device import CPU
+from ferrum_array.dtype import Dtype
+from ferrum_array.spec import Spec, spec_of
+
+__all__ = ["ACTIVE", "HostGraph", "Tape", "recording", "unowned"]
+
+Array = np.ndarray[Any, Any]
+
+#: functions whose results have shapes that depend on values
+_BY_VALUE: Final = frozenset(("nonzero", "unique_all"))
+_FIELDS: Final = ("call", "operators", "infix", "direct", "in_place")
+#: services of the storage that show values to the host
+_READS: Final = ("to_host", "to_dlpack")
+
+_READ: Final = (
+    "it reads a value, and a replay runs no Python code that could look at it; keep the value in a tensor, or return "
+    "it and read it after the call"
+)
+
+
+class _Refused(RuntimeError):
+    """Says why something cannot be recorded, from the place where it is done."""
+
+
+#: the recordings under way, by thread
+ACTIVE: dict[int, Tape] = {}
+_changing = RLock()
+_under_way = 0
+_plain: list[tuple[Spec, tuple[Any, ...]]] = []
+
+
+def recording() -> Tape | None:
+    """The recording under way in this thread, if there is one."""
+    return ACTIVE.get(get_ident()) if ACTIVE else None
+
+
+def _root(array: Array) -> Any:
+    """The object whose memory an array shows."""
+    found: Any = array
+    while found.__class__ is np.ndarray and found.base is not None:
+        found = found.base
+    return found
+
+
+class _Place:
+    """Where an array lies, for NumPy to make another array of it that does not keep it alive."""
+
+    def __init__(self, array: Array) -> None:
+        self.__array_interface__ = {
+            "shape": array.shape,
+            "typestr": f"|V{array.itemsize}" if array.dtype.kind == "V" else array.dtype.str,
+            "data": (array.ctypes.data, not array.flags.writeable),
+            "strides": array.strides,
+            "version": 3,
+        }
+
+
+def unowned(array: Array) -> Array:
+    """The same memory, which is not kept alive: whoever uses it knows that it is there."""
+    return np.asarray(_Place(array)).view(array.dtype)
+
+
+@final
+class Tape:
+    """What is done, in order.
+
+    Attributes:
+        items: each does a part of it again.
+        held: what must stay alive.
+        notes: what kernels want to remember as long as they are recorded.
+    """
+
+    def __init__(self, state: Sequence[Holder]) -> None:
+        self.items: list[Callable[[], object]] = []
+        self.held: list[object] = []
+        self.notes: dict[object, Any] = {}
+        self.refusal: _Refused | None = None
+        self._state = {id(_root(one._data)) for one in state}
+        self._own: set[int] = set()
+        self._constant: set[int] = set()
+
+    def refuse(self, why: str) -> _Refused:
+        """The error that says so; who catches it on the way does not make the recording whole."""
+        self.refusal = self.refusal or _Refused(why)
+        return self.refusal
+
+    # Whose memory an array shows.
+
+    def hold(self, array: Array) -> Array:
+        """*array*, which stays alive as long as the recording, or what shows the same memory, where it is the state's:
+
+        its owner writes it in place only as long as nobody else sees it, and says if it moves.
+        """
+        root = _root(array)
+        if id(root) in self._state:
+            return unowned(array)
+        self.held.append(root)
+        return array
+
+    def own(self, array: Array) -> Array:
+        """*array*, made for what is recorded; each replay writes it."""
+        root = _root(array)
+        self.held.append(root)
+        self._own.add(id(root))
+        self._constant.discard(id(root))
+        return array
+
+    def owns(self, array: Array) -> bool:
+        """Whether it was made for the recording."""
+        return id(_root(array)) in self._own
+
+    def is_state(self, array: Array) -> bool:
+        """Whether it shows memory of the state."""
+        return id(_root(array)) in self._state
+
+    def moved(self, array: Array) -> Array:
+        """A copy of the state's *array*, which takes its place."""
+        copy = array.copy(order="C")
+        self._state.add(id(copy))
+        return copy
+
+    def fixed(self, array: Array) -> bool:
+        """Whether it is the same at each replay."""
+        return id(_root(array)) in self._constant
+
+    def constant(self, array: Array) -> Array:
+        """*array*, which is the same at each replay, and was made while recording."""
+        self.own(array)
+        self._constant.add(id(_root(array)))
+        return array
+
+    def copied(self, source: Array, target: Array) -> None:
+        """*target* was made as a copy of *source*, of the same shape."""
+        if self.fixed(source):
+            self.constant(target)
+            return
+        target, source = self.own(target), self.hold(source)
+        self.items.append(lambda: np.copyto(target, source))
+
+    # Calls.
+
+    def call(self, name: str, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """A call of a function of the storage."""
+        arrays = _arrays(args)
+        self._check(name, args)
+        if name == "setitem":
+            self._about_to_write(args[0])
+            again = self._again(args)
+            self.items.append(lambda: function(*again))
+            return function(*args)
+        result = function(*args)
+        if isinstance(result, tuple):
+            return tuple(self._made(one, place, function, args, arrays) for place, one in enumerate(result))
+        if name == "empty":
+            return self.own(result)
+        return self._made(result, None, function, args, arrays)
+
+    def write(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """A call of a function that writes into its first argument."""
+        self._about_to_write(args[0])
+        again = self._again(args)
+        self.items.append(lambda: function(*again))
+        return function(*args)
+
+    def _about_to_write(self, target: Array) -> None:
+        root = _root(target)
+        if id(root) in self._constant:  # from now on it is not: each replay begins with what it is now
+            self._constant.discard(id(root))
+            before = root.copy()
+            self.items.append(lambda: np.copyto(root, before))
+
+    def _made(
+        self, result: Array, place: int | None, function: Callable[..., Any], args: tuple[Any, ...], arrays: list[Array]
+    ) -> Array:
+        root = _root(result)
+        if any(_root(one) is root for one in arrays):
+            return result  # a view
+        if root is not result:  # it may show an element twice, which could not be written
+            result = result.copy(order="C")
+        if all(self.fixed(one) for one in arrays):
+            return self.constant(result)
+        again, target = self._again(args), self.own(result)
+        if place is None:
+            self.items.append(lambda: np.copyto(target, function(*again)))
+        else:
+            self.items.append(lambda: np.copyto(target, function(*again)[place]))
+        return result
+
+    def _again(self, value: Any) -> Any:
+        """Arguments for a replay: nobody else changes them, and the state's memory does not stay alive by them."""
+        if isinstance(value, np.ndarray):
+            return self.hold(value)
+        if isinstance(value, (tuple, list)):
+            return type(value)([self._again(one) for one in value])
+        return value
+
+    def _check(self, name: str, args: tuple[Any, ...]) -> None:
+        if name in _BY_VALUE and not all(self.fixed(one) for one in _arrays(args)):
+            raise self.refuse(f"the shape of what {name} gives depends on values, and a replay has fixed shapes")
+        if name == "repeat" and isinstance(args[1], np.ndarray) and not self.fixed(args[1]):
+            raise self.refuse("how often elements are repeated is in a tensor, and a replay has fixed shapes")
+        if name == "getitem" and any(one.dtype.kind == "b" and not self.fixed(one) for one in _arrays(args[1:])):
+            raise self.refuse(
+                "how many elements a mask chooses depends on values, and a replay has fixed shapes; use where()"
+            )
+
+    def read(self, raw: Array) -> None:
+        """The host is about to look at values."""
+        if not self.fixed(raw):
+            raise self.refuse(_READ)
+
+    def foreign(self, run: Callable[[], Sequence[Array]]) -> Sequence[Array]:
+        """Arrays that *run* makes by means that are not recorded: each replay calls it again."""
+        me = get_ident()
+        del ACTIVE[me]
+        try:
+            results = [np.array(one) for one in run()]
+        finally:
+            ACTIVE[me] = self
+        for one in results:
+            self.own(one)
+
+        def again() -> None:
+            for target, one in zip(results, run(), strict=True):
+                np.copyto(target, one)
+
+        self.items.append(again)
+        return results
+
+
+def _arrays(value: Any) -> list[Array]:
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, (tuple, list)):
+        return [array for one in value for array in _arrays(one)]
+    return []
+
+
+# What the storage's functions are exchanged for.
+
+
+def _guarded(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        tape = recording()
+        return function(*args) if tape is None else tape.call(name, function, args)
+
+    return call
+
+
+def _guarded_write(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        tape = recording()
+        return function(*args) if tape is None else tape.write(function, args)
+
+    return call
+
+
+class _Guards(dict[str, Any]):
+    """One of a Spec's tables of functions, guarded."""
+
+    def __init__(self, plain: Any, guard: Callable[[str, Any], Any]) -> None:
+        self._plain, self._guard = plain, guard
+
+    def __missing__(self, name: str) -> Any:
+        found = self[name] = self._guard(name, self._plain[name])
+        return found
+
+
+def _guard_operator(name: str, entry: Any) -> Any:
+    return None if entry is None else (_guarded(name, entry[0]), entry[1])
+
+
+def _guard_direct(name: str, function: Any) -> Any:
+    return None if function is None else _guarded(name, function)
+
+
+def _guard_in_place(_name: str, function: Any) -> Any:
+    return None if function is None else _guarded_write(function)
+
+
+def _guard_storage() -> None:
+    """Exchange the functions of all dtypes, and the services that read."""
+    for dtype in Dtype.all():
+        spec = spec_of(dtype, CPU)
+        _plain.append((spec, tuple(getattr(spec, field) for field in _FIELDS)))
+        operators = _Guards(spec.operators, _guard_operator)
+        infix = {name: operators[name] for name in spec.infix}
+        spec.direct, spec.in_place = _Guards(spec.direct, _guard_direct), _Guards(spec.in_place, _guard_in_place)
+        spec.call, spec.operators, spec.infix = _Guards(spec.call, _guarded), operators, infix
+    backend: Any = CPU.backend
+    services = vars(backend)
+    for name in _READS:
+        services[name] = _guarded_read(getattr(backend, name))
+    services["from_host"] = _guarded_intake(backend.from_host)
+    services["exclusive"] = _guarded_exclusive(backend.exclusive)
+
+
+def _begin() -> None:
+    global _under_way
+    if not _under_way:
+        _guard_storage()
+    _under_way += 1
+
+
+def _end() -> None:
+    global _under_way
+    _under_way -= 1
+    if not _under_way:
+        _free_storage()
+
+
+def _free_storage() -> None:
+    for spec, fields in _plain:
+        for field, plain in zip(_FIELDS, fields, strict=True):
+            setattr(spec, field, plain)
+    _plain.clear()
+    services = vars(CPU.backend)
+    for name in (*_READS, "from_host", "exclusive"):
+        del services[name]
+
+
+def _guarded_read(function: Callable[..., Any]) -> Callable[..., Any]:
+    def read(raw: Array, **options: Any) -> Any:
+        tape = recording()
+        if tape is not None:
+            tape.read(raw)
+        return function(raw, **options)
+
+    return read
+
+
+def _guarded_intake(function: Callable[..., Any]) -> Callable[..., Any]:
+    def take_in(array: Any, *, copy: bool | None) -> Any:
+        tape = recording()
+        # what lies on the host is looked at now, as all of Python is
+        return function(array, copy=copy) if tape is None else tape.constant(function(array, copy=True))
+
+    return take_in
+
+
+def _guarded_exclusive(function: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    def exclusive(holder: Any) -> bool:
+        tape = recording()
+        if tape is None:
+            return function(holder)
+        if tape.owns(holder._data):
+            return False
+        alone = function(holder)
+        if tape.is_state(holder._data):
+            if not alone:  # once, as a call before the recording would have done
+                holder._data = tape.moved(holder._data)
+            return True
+        if alone:
+            raise tape.refuse(
+                "it writes into a tensor that is neither its argument nor its own; name it in state=, and keep it"
+            )
+        return False
+
+    return exclusive
+
+
+@final
+class HostGraph:
+    """A function of arrays that was recorded, with buffers for what it takes."""
+
+    def __init__(
+        self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw], state: Sequence[Holder]
+    ) -> None:
+        me = get_ident()
+        if me in ACTIVE:
+            raise Unrecordable("another function is being captured in this thread; call the function itself there")
+        tape = Tape(state)
+        self._buffers = [tape.own(raw.copy(order="C")) for raw in inputs]
+        with _changing:
+            _begin()
+            ACTIVE[me] = tape
+        try:
+            outputs = list(run(self._buffers))
+        except _Refused as error:
+            raise Unrecordable(str(error)) from error
+        finally:
+            with _changing:
+                del ACTIVE[me]
+                _end()
+        if tape.refusal is not None:
+            raise Unrecordable(str(tape.refusal)) from tape.refusal
+        self._outputs = [tape.hold(one) for one in outputs]
+        self._held, self._items = tape.held, tuple(tape.items)
+
+    def nested(self) -> bool:
+        """Whether this thread records: the function is then recorded with the other."""
+        return recording() is not None
+
+    def places(self, raws: Sequence[Raw]) -> list[int]:
+        """The addresses of arrays."""
+        return [raw.ctypes.data for raw in raws]
+
+    def replay(self, inputs: Sequence[Raw], copy: bool) -> list[Raw]:
+        """Do it again."""
+        for buffer, raw in zip(self._buffers, inputs, strict=True):
+            if raw is not buffer:
+                np.copyto(buffer, raw)
+        for item in self._items:
+            item()
+        return [raw.copy(order="C") for raw in self._outputs] if copy else self._outputs
