@@ -26,7 +26,7 @@ def pytest_runtest_makereport(
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     marker = item.get_closest_marker("door")
-    if marker is not None and report.when == "call":
+    if marker is not None and report.when == "call" and not report.skipped:
         callspec = getattr(item, "callspec", None)
         device = "cpu" if callspec is None else callspec.params.get("device", "cpu")
         counts = _found.setdefault(marker.args[0], {}).setdefault(device, [0, 0])

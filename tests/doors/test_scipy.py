@@ -27,40 +27,48 @@ X = numbers(40, 4)
 POSITIVE = np.abs(numbers(12)) + np.float32(0.5)
 
 
-@pytest.mark.parametrize(
-    ("function", "arrays"),
-    [
-        pytest.param(scipy.fft.fft, (X,), id="fft.fft"),
-        pytest.param(scipy.fft.rfftn, (X,), id="fft.rfftn"),
-        pytest.param(scipy.fft.dct, (X,), id="fft.dct"),
-        pytest.param(scipy.special.softmax, (X,), id="special.softmax"),
-        pytest.param(lambda x: scipy.special.logsumexp(x, axis=0), (X,), id="special.logsumexp"),
-        pytest.param(scipy.special.gamma, (POSITIVE,), id="special.gamma"),
-        pytest.param(scipy.special.expit, (X,), id="special.expit"),
-        pytest.param(scipy.special.xlogy, (POSITIVE, POSITIVE), id="special.xlogy"),
-        pytest.param(scipy.stats.zscore, (X,), id="stats.zscore"),
-        pytest.param(scipy.stats.skew, (X,), id="stats.skew"),
-        pytest.param(scipy.stats.kurtosis, (X,), id="stats.kurtosis"),
-        pytest.param(lambda a, b: scipy.stats.ttest_ind(a, b).pvalue, (X[:20], X[20:]), id="stats.ttest_ind"),
-        pytest.param(lambda a, b: scipy.stats.pearsonr(a, b).statistic, (X[:, 0], X[:, 1]), id="stats.pearsonr"),
-        pytest.param(scipy.stats.entropy, (POSITIVE,), id="stats.entropy"),
-        pytest.param(scipy.stats.gmean, (POSITIVE,), id="stats.gmean"),
-        pytest.param(scipy.cluster.vq.whiten, (X,), id="cluster.whiten"),
-        pytest.param(scipy.cluster.vq.vq, (X, X[:3]), id="cluster.vq"),
-        pytest.param(scipy.integrate.trapezoid, (X,), id="integrate.trapezoid"),
-        pytest.param(scipy.integrate.cumulative_trapezoid, (X,), id="integrate.cumulative_trapezoid"),
-        pytest.param(scipy.signal.convolve, (POSITIVE, POSITIVE), id="signal.convolve"),
-        pytest.param(scipy.signal.fftconvolve, (POSITIVE, POSITIVE), id="signal.fftconvolve"),
-        pytest.param(scipy.signal.hilbert, (POSITIVE,), id="signal.hilbert"),
-        pytest.param(scipy.signal.detrend, (POSITIVE,), id="signal.detrend"),
-        pytest.param(lambda x: scipy.ndimage.gaussian_filter(x, 1.0), (X,), id="ndimage.gaussian_filter"),
-        pytest.param(scipy.optimize.rosen, (POSITIVE,), id="optimize.rosen"),
-        pytest.param(
-            lambda x: scipy.constants.convert_temperature(x, "C", "K"), (X,), id="constants.convert_temperature"
-        ),
-    ],
+FUNCTIONS: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    "fft.fft": (scipy.fft.fft, (X,)),
+    "fft.rfftn": (scipy.fft.rfftn, (X,)),
+    "fft.dct": (scipy.fft.dct, (X,)),
+    "special.softmax": (scipy.special.softmax, (X,)),
+    "special.logsumexp": (lambda x: scipy.special.logsumexp(x, axis=0), (X,)),
+    "special.gamma": (scipy.special.gamma, (POSITIVE,)),
+    "special.expit": (scipy.special.expit, (X,)),
+    "special.xlogy": (scipy.special.xlogy, (POSITIVE, POSITIVE)),
+    "stats.zscore": (scipy.stats.zscore, (X,)),
+    "stats.skew": (scipy.stats.skew, (X,)),
+    "stats.kurtosis": (scipy.stats.kurtosis, (X,)),
+    "stats.ttest_ind": (lambda a, b: scipy.stats.ttest_ind(a, b).pvalue, (X[:20], X[20:])),
+    "stats.pearsonr": (lambda a, b: scipy.stats.pearsonr(a, b).statistic, (X[:, 0], X[:, 1])),
+    "stats.entropy": (scipy.stats.entropy, (POSITIVE,)),
+    "stats.gmean": (scipy.stats.gmean, (POSITIVE,)),
+    "cluster.whiten": (scipy.cluster.vq.whiten, (X,)),
+    "cluster.vq": (scipy.cluster.vq.vq, (X, X[:3])),
+    "integrate.trapezoid": (scipy.integrate.trapezoid, (X,)),
+    "integrate.cumulative_trapezoid": (scipy.integrate.cumulative_trapezoid, (X,)),
+    "signal.convolve": (scipy.signal.convolve, (POSITIVE, POSITIVE)),
+    "signal.fftconvolve": (scipy.signal.fftconvolve, (POSITIVE, POSITIVE)),
+    "signal.hilbert": (scipy.signal.hilbert, (POSITIVE,)),
+    "signal.detrend": (scipy.signal.detrend, (POSITIVE,)),
+    "ndimage.gaussian_filter": (lambda x: scipy.ndimage.gaussian_filter(x, 1.0), (X,)),
+    "optimize.rosen": (scipy.optimize.rosen, (POSITIVE,)),
+    "constants.convert_temperature": (lambda x: scipy.constants.convert_temperature(x, "C", "K"), (X,)),
+}
+#: SciPy computes these in code of its own for the memory of the host
+ON_HOST = frozenset(
+    ("fft.dct", "special.gamma", "special.expit", "stats.ttest_ind", "stats.pearsonr", "stats.entropy", "cluster.vq")
+    + ("signal.convolve", "signal.detrend", "ndimage.gaussian_filter")
 )
-def test_results_are_those_for_numpy(function: Callable[..., Any], arrays: tuple[Any, ...], device: fa.Device) -> None:
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_results_are_those_for_numpy(name: str, device: fa.Device) -> None:
+    function, arrays = FUNCTIONS[name]
+    if device.kind == "cuda" and name in ON_HOST:
+        with pytest.raises(TypeError, match="not copied to the host"):
+            same(function, device, *arrays)
+        pytest.skip("not run: device memory is copied by t.numpy() alone")
     same(function, device, *arrays)
 
 

@@ -9,9 +9,7 @@ from pathlib import Path
 import hypothesis
 import hypothesis.extra.array_api
 import joblib
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
 import rich.console
 import safetensors.numpy
@@ -28,6 +26,7 @@ X = numbers(12, 4)
 def test_frames_and_series_are_made_from_tensors_and_read(device: fa.Device) -> None:
     if device.kind == "cuda":
         pytest.skip("not run: device memory is copied by t.numpy() alone")
+    pd = pytest.importorskip("pandas", reason="not run: needs pandas")
     x = fa.asarray(X, device=device)
     frame = pd.DataFrame(x, columns=list("abcd"))
     assert frame.shape == (12, 4)
@@ -41,6 +40,7 @@ def test_frames_and_series_are_made_from_tensors_and_read(device: fa.Device) -> 
 def test_tensors_are_drawn(device: fa.Device) -> None:
     if device.kind == "cuda":
         pytest.skip("not run: device memory is copied by t.numpy() alone")
+    plt = pytest.importorskip("matplotlib.pyplot", reason="not run: needs Matplotlib")
     x = fa.asarray(X, device=device)
     figure, axes = plt.subplots(2, 3)
     (line,) = axes[0, 0].plot(x[:, 0], x[:, 1])
