@@ -83,6 +83,25 @@ def test_every_write_is_seen(kind: str | None, seed: int, data: st.DataObject) -
 
 @wide_registers
 @pytest.mark.parametrize("kind", KINDS)
+def test_writes_to_each_part_are_seen(kind: str | None) -> None:
+    """In place, where not even an address changes, and elsewhere."""
+    w = weights(5, kind, fa.float32)
+    x = make(noise(6, 2, 128), fa.float32, CPU)[0]
+    linear(x, w)
+    for name, part in tensors(w).items():
+        before = bits(linear(x, w))
+        part[1] = fa.asarray(3, dtype=part.dtype)
+        found = bits(linear(x, w))
+        assert found != before, name
+        assert found == bits(linear(x, anew(w))), name
+        shared = part[...]
+        part[2] = fa.asarray(2, dtype=part.dtype)
+        assert bits(linear(x, w)) == bits(linear(x, anew(w))) != found, name
+        del shared
+
+
+@wide_registers
+@pytest.mark.parametrize("kind", KINDS)
 def test_no_memory_is_held(kind: str | None) -> None:
     """Weights are written in place after they were used, and memory that they have left is free."""
     w = weights(1, kind, fa.float32)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -120,7 +120,7 @@ class _Known(NamedTuple):
     """
 
     owner: weakref.ref[Any]
-    storage: list[tuple[Callable[[], Any], Callable[[], Any]]]
+    storage: Sequence[tuple[Callable[[], Any], Callable[[], Any]]]
     refusal: str | None
     found: dict[Dtype, Weights]
 
