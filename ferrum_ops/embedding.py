@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ferrum_array as fa
 from ferrum_array import Tensor
+from ferrum_array.indexing import take_known
 from ferrum_ops.checks import accumulator, alike, describe, finite, floating, integers
 from ferrum_ops.registry import Op
 
@@ -58,7 +59,7 @@ def embedding(table: Tensor, ids: Tensor, *, scale: float | None = None, check: 
 @_EMBEDDING.reference
 def _embedding(table: Tensor, ids: Tensor, scale: float | None) -> Tensor:
     flat = ids.reshape(ids.size).astype(fa.int64, copy=False)
-    rows = fa.take(table, fa.clip(flat, 0, max(0, table.shape[0] - 1)), axis=0)
+    rows = take_known(table, fa.clip(flat, 0, max(0, table.shape[0] - 1)), 0)
     if scale is not None:
         rows = (rows.astype(accumulator(table.dtype), copy=False) * float(scale)).astype(table.dtype, copy=False)
     return rows.reshape(*ids.shape, table.shape[1])

@@ -11,6 +11,7 @@ from ferrum_ops.checks import alike, describe, floating, listed
 from ferrum_ops.kv_cache import KVCache, cache_of, quantised, read
 from ferrum_ops.kv_slots import block_tables, cache_slots, reach
 from ferrum_ops.planning import block_slots, stretches
+from ferrum_ops.recorded import on_host
 from ferrum_ops.registry import Op
 from ferrum_ops.types import SequenceMeta
 
@@ -73,6 +74,7 @@ def append_slots(op: str, cache: KVCache, k: Tensor, v: Tensor, meta: SequenceMe
 
 @_KV_APPEND.reference
 def _kv_append(cache: KVCache, k: Tensor, v: Tensor, slots: tuple[int, ...], meta: SequenceMeta) -> None:
+    on_host("kv_append", meta)
     # All numbers first, then all writes: an error in between would leave half of a token.
     if cache.spec.quantised:
         k_codes, k_scale = quantised(k)
@@ -117,6 +119,7 @@ def kv_gather(cache: KVCache, seq: SequenceMeta, *, dtype: Any = None) -> tuple[
         Tensor([ 0.5, -2. ])
     """
     spec = cache_of("kv_gather", cache, seq).spec
+    on_host("kv_gather", seq)
     if dtype is None:
         wanted = fa.float32 if spec.quantised else spec.dtype
     else:

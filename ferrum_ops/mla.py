@@ -11,6 +11,7 @@ from ferrum_ops.checks import accumulator, alike, describe, floating, instance
 from ferrum_ops.kv_cache import KVCache, cache_of, read
 from ferrum_ops.kv_slots import block_tables, reach
 from ferrum_ops.planning import Run, block_slots
+from ferrum_ops.recorded import on_host
 from ferrum_ops.registry import Op
 from ferrum_ops.tiled import AttentionOptions, check_options, check_order, default_scale, tiled
 from ferrum_ops.types import SequenceMeta
@@ -174,6 +175,7 @@ def _mla_attention(
     sizes: _Sizes,
     options: AttentionOptions,
 ) -> tuple[Tensor, Tensor]:
+    on_host("mla_attention", meta)
     wide = accumulator(q.dtype)
     weights = w.astype(wide, copy=False)
     tables = () if cache is None else _tables(cache, meta)

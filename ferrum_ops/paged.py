@@ -10,6 +10,7 @@ from ferrum_ops.checks import accumulator, alike, describe, floating
 from ferrum_ops.kv_cache import KVCache, KVSpec, cache_of, read
 from ferrum_ops.kv_slots import block_tables, reach
 from ferrum_ops.planning import block_slots
+from ferrum_ops.recorded import on_host
 from ferrum_ops.registry import Op
 from ferrum_ops.tiled import AttentionOptions, Reader, check_options, check_order, default_scale, tiled
 from ferrum_ops.types import SequenceMeta
@@ -154,6 +155,7 @@ def _tables(spec: KVSpec, meta: SequenceMeta, options: AttentionOptions) -> Tabl
 def _paged_attention(
     q: Tensor, cache: KVCache, meta: SequenceMeta, tables: Tables, options: AttentionOptions
 ) -> tuple[Tensor, Tensor]:
+    on_host("paged_attention", meta)
     wide = accumulator(q.dtype)
     if options.sinks is not None:
         options = options._replace(sinks=options.sinks.astype(wide, copy=False))

@@ -9,7 +9,7 @@ from ferrum_array import Tensor
 from ferrum_ops.kv_cache import KVSpec
 from ferrum_ops.types import SequenceMeta
 
-__all__ = ["place"]
+__all__ = ["place", "place_for"]
 
 
 def place(
@@ -17,8 +17,9 @@ def place(
 ) -> SequenceMeta:
     """*meta*, whose numbers are bounds for the host, with those that count in tensors, for caches like *spec*.
 
-    Kernels that serve CUDA read these alone, whenever they run; so a recorded step can be replayed with other numbers.
-    Implementations that plan on the host do not know them: where one of those runs, its answer is that of the bounds.
+    Kernels for CUDA and for the CPU read these alone, whenever they run; so a recorded step can be replayed with other
+    numbers. Implementations that plan on the host do not know them: on the CPU these raise ``CaptureError``, and on
+    CUDA their answer is that of the bounds.
 
     Args:
         spec: layout, blocks and block size are what counts.
@@ -28,7 +29,17 @@ def place(
         tables: [S, width] int32, its blocks.
         slots: [T] int64, where the key and the value of each token are written; nowhere if the cache has no such slot.
     """
-    plans: Any = import_module("ferrum_ops.kernels.cuda.plans")  # with the library that compiles kernels
+    return place_for(starts.device.kind, spec, meta, starts, keys, tables, slots)
+
+
+def place_for(
+    kind: str, spec: KVSpec, meta: SequenceMeta, starts: Tensor, keys: Tensor, tables: Tensor, slots: Tensor
+) -> SequenceMeta:
+    """The same for the kernels of a kind of device, wherever the tensors lie."""
+    plans: Any = import_module(f"ferrum_ops.kernels.{kind}.plans")  # with the library that compiles kernels
+    if kind == "cpu":
+        plans.set_placed(spec, meta, plans.Placed(starts, keys, tables, slots))
+        return meta
     plan = plans.DevicePlan(
         starts,
         keys,

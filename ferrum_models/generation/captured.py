@@ -70,10 +70,11 @@ def step_obstacle(model: CausalLM, cache: ModelCache | None = None) -> str | Non
     Examples:
         >>> from ferrum_models import random_model, step_obstacle
         >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
-        >>> step_obstacle(random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2}))
-        'cpu has no graphs to capture'
+        >>> scaled = {**tiny, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+        >>> step_obstacle(random_model({**scaled, "num_hidden_layers": 1, "num_attention_heads": 2}))
+        'the rotation of full_attention depends on the length of a sequence, which is known on the host alone'
     """
-    if not model.device.captures or model.device.kind == "cpu":
+    if not model.device.captures:
         return f"{model.device} has no graphs to capture"
     for kind, rotary in model.config.rotary.items():
         if rotary.by_length:

@@ -11,15 +11,18 @@ from typing import NamedTuple
 import numpy as np
 
 import ferrum_array as fa
-from ferrum_array import Tensor
+from ferrum_array import CaptureError, Tensor
 from ferrum_ops.kernels.cpu import decode as decoding
 from ferrum_ops.kernels.cpu import flash as prefill
 from ferrum_ops.kernels.cpu.arrays import Array, empty, flat, heads, new, plain
 from ferrum_ops.kernels.cpu.convert import convert
+from ferrum_ops.kernels.cpu.graph import launch
+from ferrum_ops.kernels.cpu.plans import Placed, placed, reading_plan
 from ferrum_ops.kernels.cpu.scratch import borrow, borrow_line, give_back
 from ferrum_ops.kernels.cpu.threads import crew
 from ferrum_ops.kernels.cpu.tiles import LANES
 from ferrum_ops.kv_cache import KVCache
+from ferrum_ops.recorded import records
 from ferrum_ops.tiled import AttentionOptions
 from ferrum_ops.types import SequenceMeta
 
@@ -27,6 +30,7 @@ __all__ = ["attention", "paged_attention"]
 
 _NO_SCALES: Array = np.empty(0, np.float32)
 _NO_TABLES: Array = np.empty(0, np.int64)
+_NO_ROWS: Array = np.empty((0, prefill.PLAN), np.int64)
 #: sequences of so few rows for each head of keys go to ``decode``
 _FEW = 32
 
@@ -48,7 +52,10 @@ class _Keys(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """What the sequences of a call are: rows for ``flash`` and for ``decode``, and how many units of work they have."""
+    """What the sequences of a call are: rows for ``flash`` and for ``decode``, and how many units of work they have.
+
+    Where lengths lie in memory, the units of ``decode`` are the most that there may be.
+    """
 
     flash: Array
     flash_units: int
@@ -104,18 +111,19 @@ def _attend(
     )
     sinks = _NO_SCALES
     if options.sinks is not None:
-        sinks = plain(np.ascontiguousarray(options.sinks._data, np.float32))
+        sinks = flat(options.sinks.astype("f32", copy=False))
     # Queries go in and results come out as float32, so that code is compiled for the dtypes of keys alone.
     narrow = q.dtype is not fa.float32
     result = borrow_line(out_line.size) if narrow else out_line
     if narrow:
         wide = borrow_line(line.size)
-        convert(line, wide, line.size, crew(line.size))
+        launch(convert, line, wide, line.size, crew(line.size))
         line = wide
     helpers = crew(plan.work * (dim + value_dim))
     if plan.flash_units:
         scratch = borrow(prefill.scratch_size(dim, value_dim))
-        prefill.flash(
+        launch(
+            prefill.flash,
             *(line, (token, head), *keys, plan.flash, plan.flash_units, sizes, numbers, sinks),
             *(*bias, result, lse_line, scratch, helpers),
         )
@@ -124,13 +132,14 @@ def _attend(
         rows = plan.most_rows
         scratch = borrow(decoding.room(rows, key_heads, dim, value_dim))
         parts = borrow_line(plan.decode_units * decoding.part_size(rows, key_heads, value_dim))
-        decoding.decode(
-            *(line, (token, head), *keys, plan.decode, plan.decode_units, (*sizes, rows), numbers, sinks),
+        launch(
+            decoding.decode,
+            *(line, (token, head), *keys, plan.decode, (*sizes, rows), numbers, sinks),
             *(result, lse_line, parts, scratch, helpers),
         )
         give_back(scratch, parts)
     if narrow:
-        convert(result, out_line, out_line.size, crew(out_line.size))
+        launch(convert, result, out_line, out_line.size, crew(out_line.size))
         give_back(result, line)
     return out, lse
 
@@ -161,7 +170,7 @@ def _planned(
             units += key_heads * -(-rows // (prefill.GROUPS * prefill.ROWS))
         work += length * key_heads * max(1, rows // LANES)
         token += count
-    table = np.array(many or np.empty((0, prefill.PLAN)), np.int64)
+    table = np.array(many, np.int64) if many else _NO_ROWS
     return _Plan(table, units, np.array(some or np.empty((0, decoding.PLAN)), np.int64), stretches, most, work)
 
 
@@ -188,11 +197,15 @@ _recent: list[_Tables] = []
 _RECENT = 4
 
 
+@records
 def paged_attention(
     q: Tensor, cache: KVCache, meta: SequenceMeta, tables: tuple[tuple[int, ...], ...], options: AttentionOptions
 ) -> tuple[Tensor, Tensor]:
     """The op."""
     spec = cache.spec
+    memory = placed("paged_attention", spec, meta)
+    if memory is not None:
+        return _attend_placed(q, cache, meta, memory, options)
     group = q._data.shape[1] // spec.kv_heads
     key = (group, spec.kv_heads, spec.layout, options.window, tables)
     found = next((one for one in _recent if one.meta() is meta and one.key == key), None)
@@ -202,12 +215,37 @@ def paged_attention(
         found = _Tables(weakref.ref(meta), key, np.array(list(chain(*tables)), np.int64), plan)
         _recent.insert(0, found)
         del _recent[_RECENT:]
+    return _attend_cache(q, cache, found.tables, found.plan, options)
+
+
+def _attend_cache(
+    q: Tensor, cache: KVCache, tables: Array, plan: _Plan, options: AttentionOptions
+) -> tuple[Tensor, Tensor]:
+    spec = cache.spec
     keys = _Keys(
         *_held(cache.k, cache.k_scale),
         *_held(cache.v, cache.v_scale),
-        *(found.tables, spec.block_size, spec.layout == "ring"),
+        *(tables, spec.block_size, spec.layout == "ring"),
     )
-    return _attend(q, keys, spec.kv_heads, spec.value_dim, found.plan, options, (_NO_SCALES, (0, 0, 0, 0)))
+    return _attend(q, keys, spec.kv_heads, spec.value_dim, plan, options, (_NO_SCALES, (0, 0, 0, 0)))
+
+
+def _attend_placed(
+    q: Tensor, cache: KVCache, meta: SequenceMeta, memory: Placed, options: AttentionOptions
+) -> tuple[Tensor, Tensor]:
+    """The op where lengths lie in memory: few tokens of each sequence, with a plan that is made when it is run."""
+    spec = cache.spec
+    group = q._data.shape[1] // spec.kv_heads
+    most, longest = max(meta.lengths, default=0), max(meta.key_lengths, default=0)
+    if most != 1 and most * group > _FEW:
+        raise CaptureError(
+            f"paged_attention: with lengths in memory a sequence can have {max(1, _FEW // group)} tokens at most, not "
+            f"{most}; capture steps of fewer tokens"
+        )
+    units = len(meta.lengths) * -(-longest // decoding.STRETCH)
+    made = reading_plan(spec, meta, memory, options.window or 0)
+    work = len(meta.lengths) * longest * spec.kv_heads
+    return _attend_cache(q, cache, made.tables, _Plan(_NO_ROWS, 0, made.rows, units, most * group, work), options)
 
 
 def _held(memory: Tensor, scale: Tensor | None) -> tuple[Array, Array, Steps]:

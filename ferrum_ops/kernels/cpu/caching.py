@@ -9,10 +9,13 @@ import numpy as np
 from ferrum_array import Dtype, Tensor
 from ferrum_ops.kernels.cpu.arrays import Array, empty, flat, written
 from ferrum_ops.kernels.cpu.atomic import task
+from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.intrinsics import from_bits, get, magnitude, put, put_int
 from ferrum_ops.kernels.cpu.jit import EXACT, jit
+from ferrum_ops.kernels.cpu.plans import placed
 from ferrum_ops.kernels.cpu.threads import crew, share
 from ferrum_ops.kv_cache import GREATEST_SCALE, KVCache
+from ferrum_ops.recorded import records
 from ferrum_ops.types import SequenceMeta
 
 __all__ = ["kv_append", "kv_copy_blocks", "kv_gather"]
@@ -30,6 +33,8 @@ _GRAIN = 1 << 13
 def _write_rows(x: Any, slots: Any, many: int, memory: Any, first: int, end: int) -> None:
     for token in range(first, end):
         at, to = token * many, slots[token] * many
+        if to < 0 or to + many > memory.size:  # nowhere
+            continue
         for i in range(many):
             put(memory, to + i, get(x, at + i))
 
@@ -38,6 +43,8 @@ def _write_rows(x: Any, slots: Any, many: int, memory: Any, first: int, end: int
 def _quantise_rows(x: Any, slots: Any, heads: int, size: int, memory: Any, scales: Any, first: int, end: int) -> None:
     """A scale for each head of each token; numbers are divided by it, as the reference does, to have its bytes."""
     for token in range(first, end):
+        if slots[token] < 0 or (slots[token] + 1) * heads > scales.size:  # nowhere
+            continue
         for head in range(heads):
             at, row = (token * heads + head) * size, slots[token] * heads + head
             most = np.int32(0)
@@ -75,9 +82,12 @@ def _quantise(x: Any, slots: Any, heads: int, size: int, memory: Any, scales: An
     share(crew, task(_quantise_rows, (x, slots, heads, size, memory, scales)), slots.size, _grain(heads * size))
 
 
+@records
 def kv_append(cache: KVCache, k: Tensor, v: Tensor, slots: tuple[int, ...], meta: SequenceMeta) -> None:
     """The op."""
-    places = meta.notes.get(("cpu slots", id(slots)))  # which the notes keep alive
+    found = placed("kv_append", cache.spec, meta)
+    # of the host's slots the notes keep those alive that they have places for
+    places = meta.notes.get(("cpu slots", id(slots))) if found is None else flat(found.slots)
     if places is None:
         places = meta.notes[("cpu slots", id(slots))] = np.array(slots, np.int64)
     # all that may fail first: what is read may be memory that is written, which then moves; both may need memory
@@ -87,9 +97,9 @@ def kv_append(cache: KVCache, k: Tensor, v: Tensor, slots: tuple[int, ...], meta
     for x, line, memory, scale in zip((k, v), lines, memories, scales, strict=True):
         _, heads, size = x._data.shape
         if scale is None:
-            _append(line, places, heads * size, memory, crew(2 * line.size))
+            launch(_append, line, places, heads * size, memory, crew(2 * line.size))
         else:
-            _quantise(line, places, heads, size, memory, scale, crew(3 * line.size))
+            launch(_quantise, line, places, heads, size, memory, scale, crew(3 * line.size))
 
 
 @jit(fastmath=EXACT, inner=True)

@@ -287,7 +287,6 @@ def decode(
     block: int,
     ring: bool,
     plan: Any,
-    units: int,
     sizes: Any,
     options: Any,
     sinks: Any,
@@ -297,7 +296,13 @@ def decode(
     scratch: Any,
     crew: int,
 ) -> None:
-    """All stretches of all sequences, then their results; the arguments are those of ``flash``."""
+    """All stretches of all sequences, then their results; the arguments are those of ``flash``.
+
+    How many there are is in the plan, which may have been written a moment ago.
+    """
+    last = len(plan) - 1
+    found = (plan[last, K_COUNT] + STRETCH - 1) // STRETCH - plan[last, STRETCH_FIRST]
+    units = plan[last, UNIT] + max(0, found)
     scale, causal, window, cap = options
     numbers = np.float32(scale), causal, window, np.float32(cap)
     paging = tables, block, ring

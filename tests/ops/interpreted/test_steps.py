@@ -1,6 +1,6 @@
 """Decode steps as they are captured, without a GPU: lengths, places and blocks come from tensors alone.
 
-The rows for CUDA stand in for those of the CPU, in Triton's interpreter; what would be replayed is called each time.
+The rows for CUDA stand in for those of the CPU, in Triton's interpreter; replays call them each time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from ferrum_models import Batch, CausalLM, Sampling, generate_ids, random_model,
 from ferrum_models.generation import captured
 from ferrum_models.generation.sampling import Chooser
 from ferrum_ops import registry
+from ferrum_ops.placing import place_for
 
 TINY = {
     "model_type": "llama", "vocab_size": 29, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
@@ -26,8 +27,12 @@ PLANNED = ("paged_attention", "kv_append", "rope_append")
 
 @pytest.fixture
 def captures(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The CPU as a device that captures, whose rows read lengths from tensors."""
-    monkeypatch.setattr(fa.Device, "captures", property(lambda self: True))
+    """The CPU with the rows for CUDA, which read lengths from tensors; replays run them again."""
+
+    def place(*arguments: Any, **tensors: Any) -> Any:
+        return place_for("cuda", *arguments, **tensors)
+
+    monkeypatch.setattr(captured, "place", place)
     for kind in ("cuda", "cpu"):
         registry.load_kernels(kind)
     kept = {op: list(registry._rows.get((op, "cpu"), [])) for op in PLANNED}
@@ -111,9 +116,9 @@ def test_random_numbers_are_sent_whole() -> None:
 
 
 def test_why_not() -> None:
-    model = random_model(TINY)
-    assert step_obstacle(model) == "cpu has no graphs to capture"
-    with pytest.raises(fa.CaptureError, match="cannot be captured: cpu has no graphs to capture"):
+    model = random_model(TINY, device="mlx:cpu")
+    assert step_obstacle(model) == "mlx:cpu has no graphs to capture"
+    with pytest.raises(fa.CaptureError, match="cannot be captured: mlx:cpu has no graphs to capture"):
         text(model, [1], 3, True)
 
 
