@@ -13,12 +13,12 @@ from ferrum_array import Dtype, Tensor
 from ferrum_models.cache import ModelCache, Pass
 from ferrum_models.causal import CausalLM
 from ferrum_models.layers import CacheKind, RecurrentState
-from ferrum_ops import KVCache, QuantTensor, dequantize
+from ferrum_ops import KVCache, QuantTensor, dequantize, rope_frequencies
 from ferrum_ops.planning import block_slots
 
 __all__ = ["PromptCache", "load_prompt_cache", "save_prompt_cache"]
 
-_FORMAT = "ferrum prompt cache 1"
+_FORMAT = "ferrum prompt cache 2"
 _DTYPES = ("int8", *(one.standard_name for one in Dtype.all() if one.is_floating))
 _STEP = 256  # capacities are multiples of it
 _SAMPLED = 16  # numbers of each weight that tell models apart
@@ -30,7 +30,7 @@ class PromptCache:
     Give it to ``generate``, ``stream_generate`` or ``generate_ids`` with the whole prompt each time: of a conversation
     all messages, of questions about one document the document and the question. Memory grows as texts do. Where a
     layer cannot go back to where two prompts part (a recurrent one, or a ring that is too far), the prompt is read
-    from its beginning.
+    from its beginning; also where RoPE depends on the length of a prompt, and turns heads otherwise in the new one.
 
     Args:
         model: whose memory it is.
@@ -70,6 +70,7 @@ class PromptCache:
         self.cache: ModelCache | None = None
         self._options: dict[str, Any] = {"dtype": dtype, "kind": kind, "chunk": chunk}
         self._ids: list[int] = []
+        self._prompt = 0  # as how long a prompt what is remembered was read
         self._helpers: dict[int, PromptCache] = {}
 
     @property
@@ -86,7 +87,21 @@ class PromptCache:
             return 0
         pairs = zip(self.ids, prompt[:-1], strict=False)
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        return same if self.cache.obstacle([same]) is None else 0
+        return same if self.cache.obstacle([same]) is None and self._turns_alike(len(prompt)) else 0
+
+    def _turns_alike(self, length: int) -> bool:
+        """Whether RoPE turned what is remembered as it turns a prompt of this *length*.
+
+        A prompt turns as its length says, and each token of an answer as in a text that it ends. What a new prompt
+        shares of an answer is longer than the old prompt and shorter than the new one; longer texts never go back to
+        the angles of shorter ones, so it turned as these two if they turn alike.
+        """
+        return all(
+            rope_frequencies(one.dim, one.theta, one.scaling, length=length)
+            == rope_frequencies(one.dim, one.theta, one.scaling, length=self._prompt)
+            for one in self.model.config.rotary.values()
+            if one.by_length
+        )
 
     def begin(self, prompt: Sequence[int], more: int) -> tuple[list[int], ModelCache]:
         """Go back to what *prompt* shares: the tokens left to read, and a cache for them and *more* new ones.
@@ -105,19 +120,19 @@ class PromptCache:
             if old.room.capacity < wanted:
                 self.cache = self._make(max(wanted, 2 * old.room.capacity))
                 _fill(self.cache, dict(_content(old)), same, old.reached[0])
-        self._ids = list(prompt)
+        self._ids, self._prompt = list(prompt), len(prompt)
         assert self.cache is not None, "there was one, or it was made"
         return self._ids[same:], self.cache
 
-    def hold(self, ids: Sequence[int], content: dict[str, Tensor], reached: int) -> None:
-        """Take over what a model made of *ids*.
+    def hold(self, ids: Sequence[int], content: dict[str, Tensor], reached: int, prompt: int) -> None:
+        """Take over what a model made of *ids*, read as a prompt of so many tokens and its answer.
 
         Raises:
             ValueError: for tensors that do not fit the model.
         """
         cache = self._make(reached)
         _fill(cache, content, len(ids), reached)
-        self.cache, self._ids, self._helpers = cache, list(ids), {}
+        self.cache, self._ids, self._prompt, self._helpers = cache, list(ids), prompt, {}
 
     def _make(self, capacity: int) -> ModelCache:
         return self.model.make_cache(1, min(self.limit, -(-capacity // _STEP) * _STEP), **self._options)
@@ -137,7 +152,7 @@ class PromptCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.cache, self._ids, self._helpers = None, [], {}
+        self.cache, self._ids, self._prompt, self._helpers = None, [], 0, {}
 
     def __repr__(self) -> str:
         return f"PromptCache({len(self.ids)} of {self.limit} tokens)"
@@ -178,6 +193,7 @@ def save_prompt_cache(path: str | PathLike[str], cache: PromptCache) -> None:
         "kind": room.kind,
         "chunk": str(room.chunk),
         "reached": str(cache.cache.reached[0]),
+        "prompt": str(cache._prompt),
     }
     fa.io.save_safetensors(tensors, path, metadata=about)
 
@@ -210,7 +226,7 @@ def load_prompt_cache(path: str | PathLike[str], model: CausalLM, *, limit: int 
             raise ValueError(f"{name} is no prompt cache; save_prompt_cache writes them")
         if about.get("model") != fingerprint(model):
             raise ValueError(f"{name} was made with another model, or with this one in another dtype; make it anew")
-        chunk, reached = (_number(name, about, key) for key in ("chunk", "reached"))
+        chunk, reached, prompt = (_number(name, about, key) for key in ("chunk", "reached", "prompt"))
         tensors = {key: file.load(key, device="cpu" if key == "ids" else model.device) for key in file}
     ids = tensors.pop("ids", fa.zeros(0)).tolist()
     if not (ids and all(isinstance(one, int) and 0 <= one < model.config.vocab_size for one in ids)):
@@ -223,7 +239,7 @@ def load_prompt_cache(path: str | PathLike[str], model: CausalLM, *, limit: int 
     if reached > kept.limit:
         raise ValueError(f"{name} has up to {reached} tokens, but the limit is {kept.limit}; make it larger")
     try:
-        kept.hold(ids, tensors, reached)
+        kept.hold(ids, tensors, reached, prompt)
     except ValueError as error:
         raise ValueError(f"{name} is damaged: {error}") from None
     return kept

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ferrum_array as fa
+from ferrum_array.testing import assert_close
 from ferrum_models import (
     CausalLM,
     PromptCache,
@@ -21,6 +23,7 @@ from ferrum_models import (
     save_prompt_cache,
 )
 from ferrum_models.generation import Draft
+from ferrum_models.generation.tokens import prefill
 
 TINY: dict[str, Any] = {
     "model_type": "qwen3",
@@ -35,6 +38,17 @@ TINY: dict[str, Any] = {
 }
 WINDOWED = {**TINY, "model_type": "mistral", "sliding_window": 5}
 MOE = {"num_experts_per_tok": 2, "moe_intermediate_size": 12, "norm_topk_prob": True}
+#: heads turn by other angles in texts of more than 8 tokens
+DYNAMIC = {**TINY, "max_position_embeddings": 8, "rope_scaling": {"rope_type": "dynamic", "factor": 9.0}}
+LONG = {
+    **TINY,
+    "rope_scaling": {
+        "rope_type": "longrope",
+        "short_factor": [1.0] * 4,
+        "long_factor": [1.0, 3.0, 9.0, 27.0],
+        "original_max_position_embeddings": 8,
+    },
+}
 RECURRENT = {
     **TINY,
     **MOE,
@@ -101,7 +115,7 @@ prompts = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=14), min_siz
 
 @given(
     texts=prompts,
-    kind=st.sampled_from(["plain", "windowed", "recurrent", "latent"]),
+    kind=st.sampled_from(["plain", "windowed", "recurrent", "latent", "dynamic", "long"]),
     paged=st.booleans(),
     chunk=st.sampled_from([3, 4, 512]),
     drafts=st.booleans(),
@@ -125,7 +139,36 @@ MODELS = {
     "windowed": random_model(WINDOWED, seed=3, device="cpu"),
     "recurrent": random_model(RECURRENT, seed=3, device="cpu"),
     "latent": random_model(LATENT, seed=3, device="cpu"),
+    "dynamic": random_model(DYNAMIC, seed=3, device="cpu"),
+    "long": random_model(LONG, seed=3, device="cpu"),
 }
+
+
+@given(
+    kind=st.sampled_from(["dynamic", "long"]),
+    first=st.integers(1, 14),
+    answer=st.integers(1, 8),
+    same=st.integers(1, 20),
+    more=st.integers(1, 8),
+    saved=st.booleans(),
+)
+def test_what_turns_otherwise_in_another_text_is_read_again(
+    kind: str, first: int, answer: int, same: int, more: int, saved: bool
+) -> None:
+    model = MODELS[kind]
+    kept = PromptCache(model)
+    text = list(range(first))
+    text += alone(model, text, answer, prompt_cache=kept)
+    asked = [*text[:same], *[40] * more]
+    if saved:
+        with TemporaryDirectory() as folder:
+            save_prompt_cache(Path(folder) / "prompt.safetensors", kept)
+            kept = load_prompt_cache(Path(folder) / "prompt.safetensors", model)
+    if len(text) <= 8 and len(asked) <= 8:
+        assert kept.shared(asked) >= min(same, len(text) - 1)
+    rest, cache = kept.begin(asked, 1)
+    expected = model(fa.asarray([asked]))[0, -1]
+    assert_close(prefill(model, rest, cache)[0], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_only_what_differs_is_read(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -379,6 +422,7 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
         ("dtype", "i32", "in i32"),
         ("chunk", "0", "chunk is '0'"),
         ("chunk", "", "chunk is ''"),
+        ("prompt", "", "prompt is ''"),
         ("reached", "-1", "reached is '-1'"),
         ("reached", "2", "to have reached 2"),
         ("reached", "99999999999", "the limit is 600"),
