@@ -65,7 +65,11 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Device | str | None = Non
 
 
 def _holds_tensors(items: Sequence[Any]) -> bool:
-    return any(isinstance(i, Tensor) or (isinstance(i, (list, tuple)) and _holds_tensors(i)) for i in items)
+    kinds = set(map(type, items))  # one look at each element: there may be millions of numbers
+    return Tensor in kinds or any(
+        issubclass(kind, (list, tuple)) and any(_holds_tensors(i) for i in items if i.__class__ is kind)
+        for kind in kinds
+    )
 
 
 def _joined(items: Sequence[Any], like: Tensor) -> Tensor:

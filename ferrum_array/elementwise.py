@@ -162,18 +162,19 @@ def clip(x: Tensor, /, min: Operand | None = None, max: Operand | None = None) -
     """
     x = tensor("clip", x)
     spec = suited("clip", x._spec)
-    bounds: list[Any] = []
-    for which, bound in (("min", min), ("max", max)):
-        if bound is not None:
-            common, _ = unify("clip", x, bound)
-            if common.dtype.kind != spec.dtype.kind and not (common.dtype.is_integer and spec.dtype.is_integer):
-                raise TypeError(f"clip: {which} would lift {x.dtype} to {common.dtype}; convert x first with astype()")
-        bounds.append(
-            None if bound is None else raw("clip", bound, spec) if not isinstance(bound, Tensor) else bound._data
-        )
-    lower, upper = (
-        spec.call["astype"](one) if isinstance(bound, Tensor) and bound._spec is not spec else one
-        for one, bound in zip(bounds, (min, max), strict=True)
-    )
+    lower, upper = _bound("min", min, x), _bound("max", max, x)
     broadcast("clip", x.shape, *(tuple(one.shape) for one in (lower, upper) if one is not None))
     return wrap(spec.call["clip"](x._data, lower, upper), spec)
+
+
+def _bound(which: str, bound: Operand | None, x: Tensor) -> Any:
+    """A bound as a raw array in the dtype of *x*."""
+    spec = x._spec
+    if bound is None:
+        return None
+    if bound.__class__ not in spec.scalars and not (isinstance(bound, Tensor) and bound._spec is spec):
+        common, (_, limit) = unify("clip", x, bound)
+        if common.dtype.kind != spec.dtype.kind and not (common.dtype.is_integer and spec.dtype.is_integer):
+            raise TypeError(f"clip: {which} would lift {x.dtype} to {common.dtype}; convert x first with astype()")
+        return limit if common is spec else spec.call["astype"](limit)
+    return raw("clip", bound, spec)
