@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -15,7 +15,7 @@ from ferrum_array import Device, Dtype, Tensor
 from ferrum_models.causal import CausalLM
 from ferrum_models.config import Settings
 from ferrum_models.formats.reading import expression
-from ferrum_models.layers import Linear, Module
+from ferrum_models.layers import Embedding, Linear, Module
 from ferrum_models.layers.lora import LoRA, LowRank
 from ferrum_ops import QuantTensor
 
@@ -277,7 +277,8 @@ def _read(folder: Path, model: CausalLM) -> dict[str, LowRank]:
             ]
             if pair[0] is not None and pair[1] is not None:
                 found[name] = LowRank(pair[0], pair[1], config.scale(name))
-        problems += [_unknown(name, config, layers) for name in tensors if name not in taken]
+        tables = {name for name, part in model.modules() if isinstance(part, Embedding)}
+        problems += [_unknown(name, config, layers, tables) for name in tensors if name not in taken]
     if not layers.keys() & set(filter(config.selects, layers)):
         problems.append("target_modules selects no linear layer of the model")
     if problems:
@@ -308,8 +309,11 @@ def _tensor(
     return found.to_device(device).astype(dtype, copy=False)
 
 
-def _unknown(name: str, config: AdapterConfig, layers: Mapping[str, Linear]) -> str:
+def _unknown(name: str, config: AdapterConfig, layers: Mapping[str, Linear], tables: Collection[str]) -> str:
     path = name.removeprefix(_PREFIX).split(".lora_")[0]
+    if path in tables or ".experts." in path:
+        what = "embeddings" if path in tables else "experts"
+        return f"{name} is not known: adapters of {what} are not implemented"
     if path in layers:
         return f"{name} is not known" if config.selects(path) else f"{name} is there, but target_modules leaves it out"
     return f"{name} is not known: the model has no linear layer {path}"

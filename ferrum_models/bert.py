@@ -9,23 +9,13 @@ from typing import Any
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_models.files import integer, number, read_json
+from ferrum_models.causal import ACTIVATIONS
+from ferrum_models.config import Settings
 from ferrum_models.layers import Embedding, LayerNorm, Linear
 from ferrum_models.weights import Weights
 from ferrum_ops import ActivationKind, SequenceMeta, activation, attention
 
 __all__ = ["BertConfig", "BertModel"]
-
-#: names of activation functions in configs -> ours
-_ACTIVATIONS: dict[str, ActivationKind] = {
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-    "relu2": "relu2",
-    "silu": "silu",
-    "swish": "silu",
-}
 
 
 @dataclass(frozen=True)
@@ -37,7 +27,7 @@ class BertConfig:
         >>> BertConfig.from_dict({"model_type": "bert", "hidden_size": 8})
         Traceback (most recent call last):
         ...
-        ValueError: the config has no 'vocab_size'; it must be a positive integer
+        ValueError: the config: there is no vocab_size; it must be an integer of at least 1
     """
 
     vocab_size: int
@@ -55,48 +45,42 @@ class BertConfig:
         """The config in the file *path*.
 
         Raises:
-            FileNotFoundError: if there is no such file. ValueError: if it is no config of a BERT
-                encoder that is implemented here; the message says what is not.
+            FileNotFoundError: if there is no such file. ValueError: as :meth:`from_settings`, and if it holds no JSON.
         """
-        try:
-            return cls.from_dict(read_json(path))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        return cls.from_settings(Settings.load(path))
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> BertConfig:
-        """The config in a dictionary; keys that inference does not need are not looked at.
+        """The config in a dictionary; for errors see :meth:`from_settings`."""
+        return cls.from_settings(Settings(config))
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> BertConfig:
+        """The config in *settings*; entries that inference does not need are not looked at.
 
         Raises:
-            ValueError: for a missing or bad entry, or another architecture, activation function or
-                kind of position than those implemented.
+            ValueError: for a missing or bad entry, or another architecture, activation function or kind of position
+                than those implemented.
         """
-        kind = config.get("model_type")
-        if kind != "bert":
-            raise ValueError(f"model_type is {kind!r}; only 'bert' can be loaded here")
-        positions = config.get("position_embedding_type", "absolute")
-        if positions != "absolute":
-            raise ValueError(f"position_embedding_type {positions!r} is not implemented, only 'absolute'")
-        for key in ("is_decoder", "add_cross_attention"):
-            if config.get(key):
-                raise ValueError(f"{key} is set, but only BERT encoders are implemented")
-        act = config.get("hidden_act", "gelu")
-        if act not in _ACTIVATIONS:
-            raise ValueError(f"hidden_act {act!r} is not one of {', '.join(_ACTIVATIONS)}")
+        settings.choice("model_type", known={"bert": None})
+        settings.refuse("position_embedding_type", "absolute")
+        for name in ("is_decoder", "add_cross_attention"):
+            settings.refuse(name)
         made = cls(
-            vocab_size=integer(config, "vocab_size"),
-            hidden_size=integer(config, "hidden_size"),
-            num_hidden_layers=integer(config, "num_hidden_layers"),
-            num_attention_heads=integer(config, "num_attention_heads"),
-            intermediate_size=integer(config, "intermediate_size"),
-            max_position_embeddings=integer(config, "max_position_embeddings"),
-            type_vocab_size=integer(config, "type_vocab_size", 2),
-            layer_norm_eps=number(config, "layer_norm_eps", 1e-12),
-            hidden_act=_ACTIVATIONS[act],
+            vocab_size=settings.integer("vocab_size"),
+            hidden_size=settings.integer("hidden_size"),
+            num_hidden_layers=settings.integer("num_hidden_layers"),
+            num_attention_heads=settings.integer("num_attention_heads"),
+            intermediate_size=settings.integer("intermediate_size"),
+            max_position_embeddings=settings.integer("max_position_embeddings"),
+            type_vocab_size=settings.integer("type_vocab_size", default=2),
+            layer_norm_eps=settings.number("layer_norm_eps", default=1e-12),
+            hidden_act=settings.choice("hidden_act", known=ACTIVATIONS, default="gelu"),
         )
         if made.hidden_size % made.num_attention_heads:
             raise ValueError(
-                f"hidden_size {made.hidden_size} is not a multiple of num_attention_heads {made.num_attention_heads}"
+                f"{settings.source}: hidden_size {made.hidden_size} is not a multiple of num_attention_heads "
+                f"{made.num_attention_heads}"
             )
         return made
 

@@ -12,7 +12,8 @@ from typing import Literal
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
 from ferrum_models.bert import BertConfig, BertModel
-from ferrum_models.files import integer, read_json
+from ferrum_models.config import Settings
+from ferrum_models.files import read_json
 from ferrum_models.progress import Progress, progressing
 from ferrum_models.tokenizing import TextTokenizer
 from ferrum_models.weights import Weights
@@ -180,16 +181,13 @@ def _pooling(folder: Path) -> Pooling:
 
 def _tokenizer(folder: Path, config: BertConfig) -> TextTokenizer:
     path = folder / "sentence_bert_config.json"
-    said = read_json(path) if path.is_file() else {}
+    said = Settings.load(path) if path.is_file() else Settings({})
     limit = config.max_position_embeddings
-    try:
-        longest = integer(said, "max_seq_length", limit)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    longest = said.integer("max_seq_length", default=limit)
     tokenizer = TextTokenizer(
         folder / "tokenizer.json",
         min(longest, limit),
-        lowercase=bool(said.get("do_lower_case", False)),
+        lowercase=said.flag("do_lower_case"),
     )
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(

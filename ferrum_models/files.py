@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["integer", "number", "read_json", "write_json"]
+__all__ = ["read_json", "write_json"]
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -32,31 +32,3 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         OSError: if writing fails.
     """
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def integer(config: Mapping[str, Any], key: str, default: int | None = None) -> int:
-    """The positive integer *key*.
-
-    Raises:
-        ValueError: if it is missing without a default, no integer, or below 1.
-    """
-    value = config.get(key, default)
-    if value is None:
-        raise ValueError(f"the config has no {key!r}; it must be a positive integer")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"the config's {key!r} must be a positive integer, got {value!r}")
-    return value
-
-
-def number(config: Mapping[str, Any], key: str, default: float | None = None) -> float:
-    """The non-negative number *key*.
-
-    Raises:
-        ValueError: if it is missing without a default, no number, or negative.
-    """
-    value = config.get(key, default)
-    if value is None:
-        raise ValueError(f"the config has no {key!r}; it must be a number")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
-        raise ValueError(f"the config's {key!r} must be a number of at least 0, got {value!r}")
-    return float(value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 __all__ = ["Progress", "progressing"]
 
@@ -19,8 +20,8 @@ _LONG = 200
 def progressing(progress: Progress, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """A function to call with the number of items just done, for a ``with`` block.
 
-    Bars go to standard error. With None one is shown only there is a terminal, for more than 200
-    items, and only if it can be drawn at all, which needs the library ``tqdm``.
+    Bars go to standard error. With None one is shown only where there is a terminal, for more than 200
+    items, and only if it can be drawn: that needs the library ``tqdm``.
 
     Raises:
         ImportError: for True without the library ``tqdm``.
@@ -42,7 +43,7 @@ def progressing(progress: Progress, total: int, unit: str) -> Iterator[Callable[
             progress(done, total)
 
         yield tell
-    elif progress or (progress is None and total > _LONG and sys.stderr.isatty()):
+    elif progress or (progress is None and total > _LONG and sys.stderr.isatty() and find_spec("tqdm") is not None):
         try:
             from tqdm import tqdm
         except ImportError as error:

@@ -36,6 +36,7 @@ __all__ = [
     "show",
     "statistics",
     "stop_ids",
+    "template_entries",
 ]
 
 

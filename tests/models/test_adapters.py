@@ -268,6 +268,8 @@ def test_tensors_that_do_not_fit_are_all_listed(pair: tuple[Path, Path], tmp_pat
     tensors[f"{stem}0.self_attn.v_proj.lora_B.weight"] = np.zeros((4, 32), np.float32)
     tensors[f"{stem}1.self_attn.v_proj.lora_B.weight"] = np.zeros((32, 4), np.int32)
     tensors[f"{stem}1.mlp.experts.3.lora_A.weight"] = np.zeros((4, 4), np.float32)
+    tensors[f"{stem}1.mlp.gate.lora_A.weight"] = np.zeros((4, 4), np.float32)
+    tensors["base_model.model.model.embed_tokens.lora_embedding_A"] = np.zeros((4, 4), np.float32)
     tensors[f"{stem}1.self_attn.q_proj.lora_magnitude_vector"] = np.zeros(4, np.float32)
     save_file(tensors, path)
     with pytest.raises(ValueError, match="does not fit the model") as error:
@@ -277,7 +279,9 @@ def test_tensors_that_do_not_fit_are_all_listed(pair: tuple[Path, Path], tmp_pat
         "0.self_attn.v_proj.lora_B.weight has shape (4, 32), expected (32, 4)",
         "1.self_attn.v_proj.lora_B.weight is int32, expected real floating-point numbers",
         "0.self_attn.k_proj.lora_A.weight is there, but target_modules leaves it out",
-        "1.mlp.experts.3.lora_A.weight is not known: the model has no linear layer model.layers.1.mlp.experts.3",
+        "1.mlp.experts.3.lora_A.weight is not known: adapters of experts are not implemented",
+        "embed_tokens.lora_embedding_A is not known: adapters of embeddings are not implemented",
+        "1.mlp.gate.lora_A.weight is not known: the model has no linear layer model.layers.1.mlp.gate",
         "1.self_attn.q_proj.lora_magnitude_vector is not known",
     ):
         assert text in str(error.value)

@@ -60,6 +60,16 @@ def test_a_terminal_sees_a_bar_for_long_work(
     assert ("/201" in capsys.readouterr().err) == drawn
 
 
+def test_without_the_library_of_bars_there_is_none_unasked(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setattr("ferrum_models.progress.find_spec", lambda name: None)
+    with progressing(None, 201, "text") as advance:
+        advance(201)
+    assert capsys.readouterr().err == ""
+
+
 def test_bad_input_is_refused(local: SentenceEncoder) -> None:
     with pytest.raises(TypeError, match=r"got one str; write \[text\]"):
         local.encode("a text")
