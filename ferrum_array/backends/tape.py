@@ -97,6 +97,7 @@ class Tape:
         self.notes: dict[object, Any] = {}
         self.refusal: _Refused | None = None
         self._state = {id(_root(one._data)) for one in state}
+        self._kept: dict[int, object] = {}
         self._own: set[int] = set()
         self._constant: set[int] = set()
 
@@ -108,15 +109,26 @@ class Tape:
     # Whose memory an array shows.
 
     def hold(self, array: Array) -> Array:
-        """*array*, which stays alive as long as the recording, or what shows the same memory, where it is the state's:
+        """What shows the memory of *array*, which stays alive as long as the recording, once for all that use it.
 
-        its owner writes it in place only as long as nobody else sees it, and says if it moves.
+        That of the state is not kept: its owner writes it in place only as long as nobody else sees it, and says if it
+        moves.
         """
         root = _root(array)
-        if id(root) in self._state:
-            return unowned(array)
-        self.held.append(root)
-        return array
+        if id(root) in self._own:
+            return array
+        if id(root) not in self._state:
+            self._kept[id(root)] = root
+        return unowned(array)
+
+    def sees_alone(self, holder: Holder, alone: Callable[[Holder], bool]) -> bool:
+        """Whether *holder* alone can see its array, but for the recording."""
+        key = id(_root(holder._data))
+        kept = self._kept.pop(key, None) is not None
+        found = alone(holder)
+        if kept:
+            self._kept[key] = _root(holder._data)
+        return found
 
     def own(self, array: Array) -> Array:
         """*array*, made for what is recorded; each replay writes it."""
@@ -366,7 +378,7 @@ def _guarded_exclusive(function: Callable[[Any], bool]) -> Callable[[Any], bool]
             return function(holder)
         if tape.owns(holder._data):
             return False
-        alone = function(holder)
+        alone = tape.sees_alone(holder, function)
         if tape.is_state(holder._data):
             if not alone:  # once, as a call before the recording would have done
                 holder._data = tape.moved(holder._data)
@@ -405,8 +417,9 @@ class HostGraph:
                 _end()
         if tape.refusal is not None:
             raise Unrecordable(str(tape.refusal)) from tape.refusal
+        tape.notes.clear()
         self._outputs = [tape.hold(one) for one in outputs]
-        self._held, self._items = tape.held, tuple(tape.items)
+        self._tape, self._items = tape, tuple(tape.items)
 
     def nested(self) -> bool:
         """Whether this thread records: the function is then recorded with the other."""
