@@ -106,6 +106,8 @@ register(
         *("full", "window", "softcap", "sinks", "ring", "lse"),
         dtypes=_CACHES,
     ),
+    _row("sample", "sampling:sample", "u", "logprobs", "model", when=f"{_HERE}.sampling:sample_refuses"),
+    _row("embedding", "sampling:embedding", "scale"),
     _row("kv_append", "caching:kv_append", dtypes=_CACHES),
     _row("kv_gather", "caching:kv_gather", dtypes=frozenset((y, x) for x, y in _CACHES)),
     _row("kv_copy_blocks", "caching:kv_copy_blocks", dtypes=_FLOATS | {(fa.int8,)}),
