@@ -34,6 +34,8 @@ from typing import Any
 import torch
 
 import ferrum_array as fa
+from benchmarks.cuda_goals import MODELS as GOALS
+from benchmarks.cuda_goals import cells, goals_of
 from benchmarks.cuda_rows import normal, shared, taken
 from benchmarks.decode_cpu import CONFIG, distance
 from benchmarks.decode_cuda_peer import Transformers
@@ -240,15 +242,22 @@ class Timing:
     def line(self) -> str:
         """The line, in Markdown."""
         peer = ["", ""] if self.theirs is None else [f"{self.theirs:.0f}", f"{self.ours / self.theirs:.2f}"]
+        theirs = None if self.theirs is None else 1 / self.theirs
+        goals = cells(goals_of(self.kind, GOALS), 1 / self.ours, self.share / self.ours, theirs)
         return (
             f"| {self.what} | {self.model} | {self.weights} | {self.batch} | {self.context} | {self.ours:.0f} "
-            f"| {self.share:.2f} | {peer[0]} | {peer[1]} |"
+            f"| {self.share:.2f} | {peer[0]} | {peer[1]} | {goals} |"
         )
+
+    @property
+    def kind(self) -> str:
+        """By what goals know it."""
+        return f"{self.what} {self.model} {self.weights} {self.batch}"
 
 
 HEAD = (
     "| | model | weights | batch | context or prompt | tokens/s | share of the bound | transformers, tokens/s "
-    "| ours / transformers |\n|---|---|---|---:|---:|---:|---:|---:|---:|"
+    "| ours / transformers | goal | reached |\n|---|---|---|---:|---:|---:|---:|---:|---:|---|---|"
 )
 
 

@@ -12,7 +12,7 @@ turns, so that those that are large lie in memory and not in the cache; small on
 the device between two events, the median of several bursts: the host puts the calls of a burst into the queue while the
 device is kept busy, so that the device never waits for the host. Calls of less than 200 us are also captured in a
 graph, whose replay counts; the others are marked ``eager``. What the host spends on a call of ours is a column of its
-own. The table is Markdown.
+own. Rows that have a goal say it, and whether it is reached. The table is Markdown.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from typing import Any
 import torch
 
 from benchmarks.cuda_attention import appends, decodes, prefill
+from benchmarks.cuda_goals import OPS, cells, goals_of
 from benchmarks.cuda_products import experts, ffns, linears, samples
 from benchmarks.cuda_rows import CLOSE, Call, Row, norms, ropes
 from benchmarks.matmul_cuda import machine
@@ -232,20 +233,22 @@ def measure(row: Row, found: Ceilings, stream: Any, known: dict[int, float]) -> 
 
 HEAD = (
     "| row | runs | ours, us | host, us | PyTorch, us | its way | PyTorch / ours | ours | share of the bound "
-    "| error | its error |\n|---|---|---:|---:|---:|---|---:|---:|---:|---:|---:|"
+    "| goal | reached | error | its error |\n|---|---|---:|---:|---:|---|---:|---:|---:|---|---|---:|---:|"
 )
 
 
 def line(row: Measured) -> str:
     """The row of the table: of PyTorch's ways the fastest counts."""
     theirs = ["", "", "", ""]
+    goals = cells(goals_of(row.row, OPS), row.ours, row.bound, min(row.peers.values(), default=None))
     if row.peers:
         name, best = min(row.peers.items(), key=lambda one: one[1])
         error = f"{row.peer_errors[name]:.1e}" if name in row.peer_errors else ""
         theirs = [f"{best:.1f}", name, f"{best / row.ours:.2f}", error]
     return (
         f"| {row.row} | `{row.runs}` | {row.ours:.1f}{'' if row.graph else ' eager'} | {row.host:.1f} | {theirs[0]} "
-        f"| {theirs[1]} | {theirs[2]} | {row.work} | {row.bound / row.ours:.2f} | {row.error:.1e} | {theirs[3]} |"
+        f"| {theirs[1]} | {theirs[2]} | {row.work} | {row.bound / row.ours:.2f} | {goals} "
+        f"| {row.error:.1e} | {theirs[3]} |"
     )
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from benchmarks import cuda_attention, cuda_products, cuda_rows, decode_cuda, ops_cuda
+from benchmarks.cuda_goals import OPS, Goal, cells, goals_of
 from benchmarks.cuda_rows import Row, taken
 from benchmarks.decode_cuda import MODELS, Ours, Timing, in_fewer_bits, made, prompt_flops, step_bytes, touched
 from benchmarks.decode_cuda_peer import Transformers
@@ -116,10 +117,58 @@ def test_bounds() -> None:
 def test_the_line_of_a_row() -> None:
     peers = {"slow": 30.0, "best": 20.0}
     row = Measured("op 1x2", "cuda.op", 10.0, True, 8.0, peers, 9.0, "3.60 TB/s", 1e-3, {"slow": 2e-3})
-    assert line(row) == "| op 1x2 | `cuda.op` | 10.0 | 8.0 | 20.0 | best | 2.00 | 3.60 TB/s | 0.90 | 1.0e-03 |  |"
+    assert line(row) == "| op 1x2 | `cuda.op` | 10.0 | 8.0 | 20.0 | best | 2.00 | 3.60 TB/s | 0.90 |  |  | 1.0e-03 |  |"
+    assert " | 0.90 | 0.90 of the bound | yes | " in line(replace(row, row="RoPE 8192x32x128"))
     alone = line(replace(row, peers={}, graph=False))
-    assert alone == "| op 1x2 | `cuda.op` | 10.0 eager | 8.0 |  |  |  | 3.60 TB/s | 0.90 | 1.0e-03 |  |"
+    assert alone == "| op 1x2 | `cuda.op` | 10.0 eager | 8.0 |  |  |  | 3.60 TB/s | 0.90 |  |  | 1.0e-03 |  |"
     assert line(row).count("|") == ops_cuda.HEAD.splitlines()[0].count("|")
+
+
+NAMES = [
+    "causal attention 1x32/8x4096x128",
+    "causal attention 1x32/8x4096x128, window 1024",
+    "decode 32x4096 keys, 32/8x128, int8, pages of 64",
+    "decode 1x8192 keys, 32/8x128, bf16, pages of 16",
+    "cache write 1x8192 tokens, 8x128, bf16",
+    "RMSNorm with residual 8192x4096",
+    "gated activation, SiLU, 8192x4096",
+    "norms of heads, RoPE and cache write 8192x32/8x128",
+    "RMSNorm 8x4096",
+    "linear 16x4096 to 12288, int4-g128",
+    "linear 64x4096 to 12288, int4-g128",
+    "linear 4096x4096 to 12288, mxfp4",
+    "linear 1x4096 to 12288, bf16",
+    "grouped_linear, 128 experts, 32768x2048 to 768, even, bf16",
+    "grouped_linear, 128 experts, 32768x2048 to 768, uneven, bf16",
+    "moe_ffn, 128 experts top 8, 64x2048, inner 768, int4-g128",
+    "moe_ffn, 128 experts top 8, 4096x2048, inner 768, bf16",
+]
+
+
+def test_goals_belong_to_rows() -> None:
+    found = [", ".join(map(str, goals_of(name, OPS))) for name in NAMES]
+    assert found == [
+        *("1.00 of the peer", "", "0.93 of the bound", "20 us", "0.90 of the bound", "0.90 of the bound"),
+        *("0.90 of the bound", "0.90 of the bound", "", "0.80 of the bound", "", "0.70 of the peer", ""),
+        *("1.00 of the peer", "", "0.80 of the bound", ""),
+    ]
+
+
+def test_goals_are_reached_or_not() -> None:
+    for goal, ours, reached in (
+        (Goal("us", 20.0), 20.0, True),
+        (Goal("us", 20.0), 20.1, False),
+        (Goal("bound", 0.9), 10.0, True),
+        (Goal("bound", 0.9), 10.1, False),
+        (Goal("peer", 1.2), 10.0, True),
+        (Goal("peer", 1.2), 10.1, False),
+    ):
+        assert goal.reached(ours, 9.0, 12.0) is reached, goal
+    assert Goal("peer", 1.2).reached(1.0, 9.0, None) is None
+    both = [Goal("peer", 1.2), Goal("bound", 0.9)]
+    assert cells(both, 10.0, 9.0, None) == "1.20 of the peer, 0.90 of the bound | "
+    assert cells(both, 11.0, 9.0, None) == "1.20 of the peer, 0.90 of the bound | no"
+    assert cells([], 1.0, 1.0, 1.0) == " | "
 
 
 def test_experts_that_tokens_meet() -> None:
@@ -176,8 +225,10 @@ def test_fewer_bits() -> None:
 
 def test_the_line_of_a_model() -> None:
     row = Timing("decode", "Qwen3-8B", "bf16", 8, 1024, 1200.4, 0.751, 800.0)
-    assert row.line() == "| decode | Qwen3-8B | bf16 | 8 | 1024 | 1200 | 0.75 | 800 | 1.50 |"
-    assert replace(row, theirs=None).line() == "| decode | Qwen3-8B | bf16 | 8 | 1024 | 1200 | 0.75 |  |  |"
+    assert row.line() == "| decode | Qwen3-8B | bf16 | 8 | 1024 | 1200 | 0.75 | 800 | 1.50 | 1.30 of the peer | yes |"
+    assert replace(row, theirs=None).line().endswith("| 1200 | 0.75 |  |  | 1.30 of the peer |  |")
+    assert replace(row, batch=1, share=0.7).line().endswith("| 0.75 of the bound, 1.30 of the peer | no |")
+    assert replace(row, what="prefill", theirs=None).line().endswith("|  |  |  |  |")
     assert row.line().count("|") == decode_cuda.HEAD.splitlines()[0].count("|")
 
 
