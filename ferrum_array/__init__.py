@@ -21,6 +21,7 @@ from ferrum_array import (
     indexing,
     linalg,
     manipulation,
+    names,
     products,
     searching,
     sets,
@@ -105,10 +106,12 @@ doors.open_doors()
 _LAZY = ("io", "random", "testing")
 
 
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:  # loaded at first use: not everybody needs them
-        return import_module(f"ferrum_array.{name}")
-    raise AttributeError(f"module 'ferrum_array' has no attribute {name!r}")
+if not TYPE_CHECKING:  # tools that check types shall find misspelt names
+
+    def __getattr__(name: str) -> Any:
+        if name in _LAZY:  # loaded at first use: not everybody needs them
+            return import_module(f"ferrum_array.{name}")
+        raise AttributeError(f"module 'ferrum_array' has no attribute {name!r}{names.advice('ferrum_array', name)}")
 
 
 def __dir__() -> list[str]:

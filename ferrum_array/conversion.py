@@ -45,7 +45,10 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Device | str | None = Non
     wanted = None if dtype is None else Dtype(dtype)
     if isinstance(obj, Tensor):
         return _from_tensor(obj, wanted, device, copy)
-    if isinstance(obj, (list, tuple)) and _holds_tensors(obj):
+    kinds = _kinds(obj) if isinstance(obj, (list, tuple)) else set()
+    if not kinds.isdisjoint(_NO_NUMBERS):
+        raise TypeError(f"asarray: a tensor holds numbers, but this {type(obj).__name__} has {host.stranger(obj)}")
+    if Tensor in kinds:
         if copy is False:
             raise ValueError("asarray: joining tensors of a sequence needs a copy, but copy=False was given")
         joined = _joined(obj, _first_tensor(obj))
@@ -64,12 +67,21 @@ def asarray(obj: Any, /, *, dtype: Any = None, device: Device | str | None = Non
     return wrap(target.backend.from_host(found, copy=None if fresh and copy else copy), spec)
 
 
+#: NumPy makes numbers of these where a dtype is given: NaN of None, and what a text says.
+_NO_NUMBERS = frozenset((str, bytes, type(None)))
+
+
+def _kinds(items: Sequence[Any]) -> set[type]:
+    """The types in nested sequences; one look at each element, as there may be millions."""
+    kinds = set(map(type, items))
+    for kind in [kind for kind in kinds if issubclass(kind, (list, tuple))]:
+        kinds.discard(kind)
+        kinds.update(*(_kinds(one) for one in items if one.__class__ is kind))
+    return kinds
+
+
 def _holds_tensors(items: Sequence[Any]) -> bool:
-    kinds = set(map(type, items))  # one look at each element: there may be millions of numbers
-    return Tensor in kinds or any(
-        issubclass(kind, (list, tuple)) and any(_holds_tensors(i) for i in items if i.__class__ is kind)
-        for kind in kinds
-    )
+    return Tensor in _kinds(items)
 
 
 def _joined(items: Sequence[Any], like: Tensor) -> Tensor:

@@ -242,6 +242,8 @@ def linspace(
     spec = _spec(dtype, device, Dtype.C64 if is_complex else DEFAULT_FLOAT)
     if is_complex and not spec.dtype.is_complex:
         raise TypeError(f"linspace: {spec.dtype} does not hold complex ends {ends}")
+    if integer("linspace", "num", num) < 0:
+        raise ValueError(f"linspace: num, how many numbers there are, must not be negative, got {num}")
     (count,) = shape_tuple("linspace", num)
     return wrap(spec.call["linspace"](*ends, count, bool(endpoint)), spec)
 

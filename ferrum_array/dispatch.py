@@ -177,7 +177,9 @@ def suited(name: str, spec: Spec, kinds: tuple[str, ...] | None = None) -> Spec:
     if "real floating" in allowed and not ({"integral", "bool"} & set(allowed)) and not dtype.is_complex:
         return spec_of(DEFAULT_FLOAT, spec.device)
     advice = "; convert it first, for example with astype('int64')" if dtype is Dtype.BOOL else ""
-    if dtype.is_complex:
+    if allowed == ("bool",):
+        advice = "; compare it first, for example x != 0"
+    elif dtype.is_complex:
         advice = "; take real(), imag() or abs() first"
     elif dtype.is_floating:
         advice = "; convert it first, for example with astype('int64') or x != 0"

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ferrum_array.dtype import Dtype
 from ferrum_array.formatting import represent
+from ferrum_array.names import UFUNCS, tensor_advice
 from ferrum_array.spec import Spec
 
 if TYPE_CHECKING:
     from ferrum_array.tensor import Tensor
 
 __all__ = ["Interchange", "restore"]
-
-#: NumPy's names for its ufuncs, where the standard has another name.
-_UFUNC_NAMES: Mapping[str, str] = {
-    "absolute": "abs",
-    "arccos": "acos",
-    "arccosh": "acosh",
-    "arcsin": "asin",
-    "arcsinh": "asinh",
-    "arctan": "atan",
-    "arctan2": "atan2",
-    "arctanh": "atanh",
-    "conjugate": "conj",
-    "invert": "bitwise_invert",
-    "left_shift": "bitwise_left_shift",
-    "power": "pow",
-    "right_shift": "bitwise_right_shift",
-    "rint": "round",
-    "true_divide": "divide",
-}
 
 
 class Interchange:
@@ -86,7 +67,7 @@ class Interchange:
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """NumPy's ufuncs on tensors give tensors: by the function of ours, or on the host for those we do not have."""
         fa = sys.modules[__package__]
-        function = getattr(fa, _UFUNC_NAMES.get(ufunc.__name__, ufunc.__name__), None)
+        function = getattr(fa, UFUNCS.get(ufunc.__name__, ufunc.__name__), None)
         if function is not None and method == "__call__" and not kwargs and ufunc.nin == len(inputs):
             return function(*inputs)
         for one in inputs:
@@ -161,6 +142,12 @@ class Interchange:
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self.copy()
 
+    if not TYPE_CHECKING:  # tools that check types shall find misspelt names
+
+        def __getattr__(self, name: str) -> NoReturn:
+            hint = "" if name.startswith("_") else tensor_advice(name, sys.modules[__package__])
+            raise AttributeError(f"'Tensor' object has no attribute {name!r}{hint}")
+
     def __repr__(self) -> str:
         return represent(self, "Tensor(", ")")
 
@@ -182,9 +169,5 @@ class Interchange:
 
 def restore(host: Any, dtype: Dtype, device: Any) -> Any:
     """The tensor that was pickled as *host*, on the device where it was."""
-    from_host = sys.modules[__package__].conversion.from_host
-    return from_host(host.view(_bfloat16(host)) if dtype is Dtype.BF16 else host, device)
-
-
-def _bfloat16(host: Any) -> Any:
-    return sys.modules[__package__].conversion.host.bfloat16()
+    conversion = sys.modules[__package__].conversion
+    return conversion.from_host(host.view(conversion.host.bfloat16()) if dtype is Dtype.BF16 else host, device)

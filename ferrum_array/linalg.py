@@ -8,7 +8,7 @@ Matrices are the last two axes, [..., M, N]; the others are a stack. 16-bit floa
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from ferrum_array.decompositions import (
     cholesky,
@@ -30,6 +30,7 @@ from ferrum_array.dtype import Dtype
 from ferrum_array.elementwise import abs as abs_
 from ferrum_array.elementwise import conj, divide, greater, multiply, not_equal, pow, sqrt
 from ferrum_array.manipulation import broadcast_to, reshape
+from ferrum_array.names import advice
 from ferrum_array.products import cross, matmul, matrices, matrix_transpose, numeric, outer, tensordot, vecdot
 from ferrum_array.searching import count_nonzero, where
 from ferrum_array.spec import spec_of
@@ -218,3 +219,9 @@ def matrix_norm(x: Tensor, /, *, keepdims: bool = False, ord: float | Literal["f
         )
         return result if keepdims else reshape(result, result.shape[:-2])
     raise ValueError(f"matrix_norm: ord must be 'fro', 'nuc', 1, -1, 2, -2, inf or -inf, got {ord!r}")
+
+
+if not TYPE_CHECKING:  # tools that check types shall find misspelt names
+
+    def __getattr__(name: str) -> NoReturn:
+        raise AttributeError(f"module 'ferrum_array.linalg' has no attribute {name!r}{advice(__name__, name)}")

@@ -55,8 +55,7 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *, copy: bool | None = Non
         wanted = tuple(x.size // known if n == -1 else n for n in wanted)
     if any(n < 0 for n in wanted) or prod(wanted) != x.size:
         raise ValueError(
-            f"reshape: {x._summary()} has {x.size} elements and cannot take the shape {wanted}"
-            + (f", which has {prod(wanted)}; one length may be -1" if min(wanted, default=0) >= 0 else "")
+            f"reshape: {x._summary()} has {x.size} elements and cannot take the shape {wanted}{_unfit(x.size, wanted)}"
         )
     result = _view(x, wanted)
     if copy is False and x.size and not x.device.backend.shares_memory(result._data, x._data):
@@ -64,6 +63,16 @@ def reshape(x: Tensor, /, shape: int | Sequence[int], *, copy: bool | None = Non
             f"reshape: {x._summary()} cannot take the shape {wanted} without a copy, and copy=False was given"
         )
     return result.copy() if copy else result
+
+
+def _unfit(size: int, wanted: tuple[int, ...]) -> str:
+    """Why *size* elements do not take the shape *wanted*."""
+    if min(wanted, default=0) >= 0:
+        return f", which has {prod(wanted)}; one length may be -1"
+    if min(wanted) < -1 or wanted.count(-1) > 1:
+        return "; only one length may be -1, and none another negative number"
+    known = -prod(wanted)
+    return f"; {size} is no multiple of {known}" if known else "; beside a length of 0 the one for -1 is not known"
 
 
 def permute_dims(x: Tensor, /, axes: Sequence[int]) -> Tensor:
@@ -211,6 +220,8 @@ def concat(arrays: Sequence[Tensor], /, *, axis: int | None = 0) -> Tensor:
     spec, raws = tensors[0]._spec, [x._data for x in tensors]
     if any(x._spec is not spec for x in tensors):
         spec, raws = unify("concat", *tensors)
+    if not tensors[0].ndim:
+        raise ValueError(f"concat: array 0 is {tensors[0]._summary()}, which has no axis to join along; use stack()")
     place = normalize_axis("concat", axis, tensors[0].ndim)
     rest = {x.shape[:place] + x.shape[place + 1 :] for x in tensors if x.ndim == tensors[0].ndim}
     if len(rest) != 1 or any(x.ndim != tensors[0].ndim for x in tensors):
@@ -242,7 +253,7 @@ def unstack(x: Tensor, /, *, axis: int = 0) -> tuple[Tensor, ...]:
     """The slices of *x* along *axis*, without it.
 
     Raises:
-        ValueError: for a 0-d tensor. IndexError: for an axis out of bounds.
+        IndexError: for an axis out of bounds, as every axis of a 0-d tensor is.
 
     Examples:
         >>> import ferrum_array as fa

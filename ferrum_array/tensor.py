@@ -20,6 +20,7 @@ from ferrum_array.spec import Spec
 __all__ = ["Axis", "Scalar", "Tensor", "wrap"]
 
 _SCALARS = (bool, int, float, complex)
+_ROWS = (list, tuple)
 _new = object.__new__
 _F = TypeVar("_F", bound=Callable[..., Any])
 #: Parts of a key that a storage takes as they are.
@@ -31,8 +32,8 @@ def _namespace() -> Any:
 
 
 def _operand(other: object) -> bool:
-    """Whether an operator takes *other*; if not, Python asks the other operand."""
-    return isinstance(other, (Tensor, *_SCALARS)) or hasattr(other, "__array_interface__")
+    """Whether an operator takes *other*; if not, Python asks that. Lists are taken, to be refused in our words."""
+    return isinstance(other, (Tensor, *_SCALARS)) or other.__class__ in _ROWS or hasattr(other, "__array_interface__")
 
 
 def _titled(operate: _F, name: str, doc: str) -> _F:
@@ -275,7 +276,7 @@ class Tensor(Interchange, Methods):
                 result._data = spec.call["matmul"](left, right)
                 result._spec = spec
                 return result
-        if not isinstance(other, Tensor) and not hasattr(other, "__array_interface__"):
+        if isinstance(other, _SCALARS) or not _operand(other):
             return NotImplemented
         product: Tensor = _namespace().matmul(self, other)
         return product
@@ -286,11 +287,12 @@ class Tensor(Interchange, Methods):
         """The one element as a Python number, or the element at *index*.
 
         Raises:
-            ValueError: without *index*, if the tensor does not have exactly one element.
+            ValueError: without *index*, if the tensor does not have exactly one element; for too few indices.
         """
         one = self[index] if index else self
         if one.size != 1:
-            raise ValueError(f"item: {one._summary()} has {one.size} elements, not one; give the index of one of them")
+            what = f"index {index} of {self._summary()} names" if index else f"{self._summary()} has"
+            raise ValueError(f"item: {what} {one.size} elements, not one; give an index along each axis")
         value: Scalar = one._spec.device.backend.to_host(one._data, copy=None).reshape(()).tolist()
         return value
 
@@ -325,10 +327,9 @@ class Tensor(Interchange, Methods):
     def __index__(self) -> int:
         return int(self._scalar("index", "signed integer", "unsigned integer"))  # type: ignore[arg-type]  # an integer
 
-    def __round__(self, ndigits: None = None) -> Tensor:
+    def __round__(self, ndigits: int | None = None) -> Tensor:
         """``round(t)``, elementwise and in the same dtype: :func:`ferrum_array.round`."""
-        result: Tensor = _namespace().round(self)
-        return result
+        return self.round(ndigits or 0)
 
     def __divmod__(self, other: Any) -> tuple[Tensor, Tensor]:
         return self // other, self % other

@@ -11,9 +11,19 @@ from typing import Any
 
 import numpy as np
 
-from ferrum_array.dtype import Dtype
+from ferrum_array.dtype import Dtype, integer_limits
 
-__all__ = ["QUIET", "array", "bfloat16", "dtype_of", "format_array", "is_numpy", "is_numpy_scalar", "raw_dtype"]
+__all__ = [
+    "QUIET",
+    "array",
+    "bfloat16",
+    "dtype_of",
+    "format_array",
+    "is_numpy",
+    "is_numpy_scalar",
+    "raw_dtype",
+    "stranger",
+]
 
 
 @cache
@@ -79,15 +89,17 @@ def array(obj: Any, dtype: Dtype | None) -> np.ndarray[Any, Any]:
         OverflowError: for an integer outside the dtype.
     """
     given = (
-        f"{type(obj).__name__} {str(obj)[:60]}"
+        f"{type(obj).__name__} {obj!r:.60}"
         if isinstance(obj, (str, bytes, int, float, complex))
-        else type(obj).__name__
+        else "NoneType"
+        if obj is None
+        else f"a number in the {type(obj).__name__}"
     )
     if is_numpy(obj) or not isinstance(obj, (bool, int, float, complex, list, tuple, range)):
         if isinstance(obj, (str, bytes)) or obj is None:
             raise TypeError(f"asarray: a tensor holds numbers, got {given}")
         if not is_numpy(obj) and np.asarray(obj).dtype == object:  # neither array nor buffer
-            raise TypeError(f"asarray: a tensor holds numbers, got {given} {obj!r:.60}")
+            raise TypeError(f"asarray: a tensor holds numbers, got {type(obj).__name__} {obj!r:.60}")
         found = _as_host(obj)
         return found if dtype is None else convert(found, dtype)
     try:
@@ -97,17 +109,17 @@ def array(obj: Any, dtype: Dtype | None) -> np.ndarray[Any, Any]:
         found = np.asarray(obj)
     except ValueError as error:
         if "inhomogeneous" in str(error):
-            raise ValueError(f"asarray: the nested sequences are ragged, not a rectangular block: {error}") from None
+            raise ValueError(f"asarray: the rows are ragged, not a rectangular block: {_uneven(obj)}") from None
         raise ValueError(f"asarray: {error}, making {dtype} from {given}") from error
     except OverflowError as error:
-        raise OverflowError(f"asarray: {error}, making {dtype} from {given}") from error
+        raise OverflowError(f"asarray: {error}{_limits(dtype)}") from error
     except TypeError as error:
         hint = "; take the real parts first" if "complex" in str(error) else ""
         raise TypeError(f"asarray: {dtype} cannot be made from {given}: {error}{hint}") from error
     if found.dtype.kind == "O" and all(type(one) in (bool, int) for one in found.flat):
-        raise OverflowError(f"asarray: integers beyond 64 bits in {given}; write them as floats")
+        raise OverflowError(f"asarray: {given} is an integer of more than 64 bits; write it as a float")
     if found.dtype.kind not in "biufc":
-        raise TypeError(f"asarray: a tensor holds numbers; {given} is read as {found.dtype}")
+        raise TypeError(f"asarray: a tensor holds numbers, but this {type(obj).__name__} has {stranger(obj)}")
     typed = _typed(obj)
     if dtype is None:
         if found.dtype == np.uint64 and not typed:
@@ -115,6 +127,38 @@ def array(obj: Any, dtype: Dtype | None) -> np.ndarray[Any, Any]:
         kinds = {"b": Dtype.BOOL, "i": Dtype.I64, "f": Dtype.F32, "c": Dtype.C64}
         dtype = dtype_of(found) if typed else kinds[found.dtype.kind]
     return convert(found, dtype)
+
+
+def _limits(dtype: Dtype | None) -> str:
+    if dtype is None or not dtype.is_integer:
+        return ""
+    low, high = integer_limits(dtype)
+    return f"; {dtype} holds {low} to {high}"
+
+
+def _uneven(rows: Any, place: str = "") -> str:
+    """Which of nested sequences has another shape than the first beside it."""
+    for i, row in enumerate(rows):
+        inside = _uneven(row, f"{place}[{i}]") if isinstance(row, (list, tuple)) else ""
+        if inside:
+            return inside
+        if np.shape(row) != np.shape(rows[0]):
+            return f"{place}[{i}] has the shape {np.shape(row)}, {place}[0] the shape {np.shape(rows[0])}"
+    return ""
+
+
+def stranger(rows: Any, place: str = "") -> str:
+    """Which element of nested sequences is no number."""
+    for i, one in enumerate(rows):
+        if isinstance(one, (list, tuple)):
+            inside = stranger(one, f"{place}[{i}]")
+            if inside:
+                return inside
+        elif not isinstance(one, (bool, int, float, complex)) and (
+            one.dtype.kind not in "biufcV" if is_numpy(one) else not hasattr(one, "dtype")  # V is bfloat16's
+        ):
+            return f"{type(one).__name__} {one!r:.60} at {place}[{i}]"
+    return ""
 
 
 def _typed(obj: Any) -> bool:

@@ -6,8 +6,9 @@ that Philox4x32-10 computes from a seed and a position; ``split`` gives independ
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
+from ferrum_array.names import advice
 from ferrum_array.random.generator import Generator
 
 __all__ = ["Generator", "default_rng"]
@@ -16,6 +17,10 @@ __all__ = ["Generator", "default_rng"]
 default_rng = Generator
 
 
-def __getattr__(name: str) -> NoReturn:
-    hint = f"; draw from a generator: default_rng(seed).{name}(...)" if hasattr(Generator, name) else ""
-    raise AttributeError(f"module 'ferrum_array.random' has no attribute {name!r}{hint}")
+if not TYPE_CHECKING:  # tools that check types shall find misspelt names
+
+    def __getattr__(name: str) -> NoReturn:
+        hint = advice(__name__, name)
+        if not hint and hasattr(Generator, name):
+            hint = f"; draw from a generator: default_rng(seed).{name}(...)"
+        raise AttributeError(f"module 'ferrum_array.random' has no attribute {name!r}{hint}")

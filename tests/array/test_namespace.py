@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import math
+import re
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 import pytest
 
 import ferrum_array as fa
+from ferrum_array import names
 
 #: name, then parameters as the standard has them: those before / by position alone, those after * by name alone
 MAIN = """
@@ -272,15 +276,15 @@ def test_all_is_what_is_there(module: ModuleType) -> None:
 
 
 def test_all_has_the_standard() -> None:
-    for module, names in (
+    for module, listed in (
         (fa, [name for owner, name, _ in ALL_ROWS if owner is fa] + DTYPES.split()),
         (fa, ["e", "pi", "inf", "nan", "newaxis", "linalg", "fft", "__array_api_version__"]),
         (fa, ["einsum", "random", "io", "testing", "Dtype", "Device", "Tensor", "bfloat16", "float16"]),
         (fa.linalg, [name for name, _ in rows(LINALG)]),
         (fa.fft, [name for name, _ in rows(FFT)]),
     ):
-        assert sorted(set(names) - set(module.__all__)) == []
-        assert sorted(set(names) - set(dir(module))) == []
+        assert sorted(set(listed) - set(module.__all__)) == []
+        assert sorted(set(listed) - set(dir(module))) == []
 
 
 def test_a_star_import_gives_all_of_it() -> None:
@@ -294,9 +298,47 @@ def test_the_products_are_one() -> None:
         assert getattr(fa, name) is getattr(fa.linalg, name)
 
 
-def test_what_is_not_there() -> None:
-    with pytest.raises(AttributeError, match="module 'ferrum_array' has no attribute 'nothing'"):
-        _ = fa.nothing
+@pytest.mark.parametrize("name", ["nothing", "_nothing", "__nothing__"])
+def test_what_is_not_there(name: str) -> None:
+    for module in (fa, fa.linalg, fa.random):
+        with pytest.raises(AttributeError, match=f"module '{module.__name__}' has no attribute '{name}'$"):
+            getattr(module, name)
+    with pytest.raises(AttributeError, match=f"'Tensor' object has no attribute '{name}'$"):
+        getattr(fa.ones(2), name)
+
+
+@pytest.mark.parametrize(
+    ("found", "name", "written"),
+    [
+        (fa, "concatenate", "concat"),
+        (fa, "arcsin", "asin"),
+        (fa.linalg, "norm", "linalg.vector_norm"),
+        (fa.random, "seed", "default_rng(seed), a"),
+        (fa.random, "exponential", "default_rng(seed).exponential"),
+        (fa.ones(2), "sort", "sort(x), a function of ferrum_array"),
+        (fa.ones(2), "ravel", "x.reshape(-1)"),
+        (fa.ones(2), "arctan", "atan"),
+    ],
+)
+def test_names_of_other_libraries_are_answered_with_ours(found: Any, name: str, written: str) -> None:
+    assert not hasattr(found, name)
+    with pytest.raises(AttributeError, match=f"no attribute '{name}'; (write|draw from a generator:) .*") as raised:
+        getattr(found, name)
+    assert written in str(raised.value)
+
+
+def test_advice_is_for_names_that_are_not_there_and_names_what_is() -> None:
+    tables: list[tuple[Mapping[str, str], Any]] = [(names.TENSOR, fa.ones(2))]
+    tables += [(table, importlib.import_module(name)) for name, table in names.MODULES.items()]
+    for table, found in tables:
+        assert [name for name in table if hasattr(found, name)] == []
+        for written in table.values():
+            for word in re.findall(r"(?<![.\w])([a-z_]\w*)\(", written):
+                assert hasattr(fa, word) or hasattr(fa.random, word), written
+            for word in re.findall(r"\b(linalg|io|random)\.(\w+)", written):
+                assert hasattr(getattr(fa, word[0]), word[1]), written
+            for word in re.findall(r"\bx\.(\w+)", written):
+                assert hasattr(fa.ones((1, 1)), word), written
 
 
 def functions(module: ModuleType) -> list[str]:

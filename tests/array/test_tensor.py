@@ -216,7 +216,11 @@ def test_operands_that_are_no_numbers(name: str, other: Any) -> None:
     for left, right in ((x, other), (other, x)):
         with pytest.raises(TypeError):
             getattr(operator, name)(left, right)
-    if not isinstance(other, list):
+    if isinstance(other, (list, tuple)):
+        for compare in (operator.eq, operator.ne):
+            with pytest.raises(TypeError, match=r"equal: operand 2 must be a Tensor, got .*; make one with asarray"):
+                compare(x, other)
+    else:
         assert (x == other) is False
         assert (x != other) is True
 
@@ -345,6 +349,8 @@ def test_item_is_a_python_number(dtype: fa.Dtype, device: fa.Device) -> None:
     assert type(fa.asarray([1], device=device).astype(dtype).item()) is kind
     with pytest.raises(ValueError, match="2 elements"):
         x.item()
+    with pytest.raises(ValueError, match=r"index \(0,\) of .*\[1,2\].* names 2 elements"):
+        x.item(0)
     with pytest.raises(IndexError):
         x.item(0, 2)
 
@@ -484,6 +490,8 @@ def test_methods_refuse_what_they_do_not_do(device: fa.Device) -> None:
         x.reshape(4, order="F")
     with pytest.raises(ValueError, match="decimals=1"):
         x.round(1)
+    with pytest.raises(ValueError, match="decimals=1"):
+        round(x, 1)
 
 
 def test_fill(device: fa.Device) -> None:
