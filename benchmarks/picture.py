@@ -64,6 +64,8 @@ def figure(figures: Mapping[str, Any]) -> Any:
         title=figures["machine"],
     )
     axes.title.set_fontsize(7)
+    axes.xaxis.label.set_fontsize(8)
+    axes.tick_params(axis="x", labelsize=7)
     axes.legend(fontsize=7, loc="lower right")
     return made
 

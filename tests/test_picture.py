@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks import decode_cuda, ops_cuda
 from benchmarks.picture import draw, shares
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 ROW = {"row": "RMSNorm", "ours": 20.0, "bound": 10.0, "peers": {"eager": 50.0, "compiled": 40.0}}
 MODEL = {
     "what": "decode",
@@ -42,3 +47,17 @@ def test_it_is_drawn(tmp_path: Path) -> None:
     text = (tmp_path / "rows.svg").read_text(encoding="utf-8")
     assert text.startswith("<?xml")
     assert len(text) > 5000
+
+
+LINES: dict[str, Callable[[Any], str]] = {
+    "decode_cuda": lambda row: decode_cuda.Timing(**row).line(),
+    "ops_cuda": lambda row: ops_cuda.line(ops_cuda.Measured(**row)),
+}
+
+
+@pytest.mark.parametrize("path", sorted((DOCS / "figures").iterdir()), ids=lambda path: path.stem)
+def test_the_pages_of_the_docs_draw_what_their_tables_say(path: Path) -> None:
+    figures = json.loads(path.read_text(encoding="utf-8"))
+    page = (DOCS / "performance.md").read_text(encoding="utf-8").splitlines()
+    assert figures["rows"]
+    assert [line for line in map(LINES[path.stem], figures["rows"]) if line not in page] == []
