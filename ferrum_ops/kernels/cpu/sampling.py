@@ -17,7 +17,7 @@ from ferrum_ops.checks import accumulator
 from ferrum_ops.draws import draw, weights_of_logits
 from ferrum_ops.kernels.cpu.arrays import empty, flat, rows
 from ferrum_ops.kernels.cpu.graph import launch
-from ferrum_ops.kernels.cpu.intrinsics import exp_below, from_bits, get, magnitude, put
+from ferrum_ops.kernels.cpu.intrinsics import exp_below, get, magnitude, put
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.recorded import records
 from ferrum_ops.sampling import Sampled
@@ -68,7 +68,7 @@ def _log_total(x: Any, at: int, size: int, top: Any) -> Any:
         part = _ZERO
         for i in range(first, min(first + _PIECE, size)):
             part += exp_below(get(x, at + i) - top)
-        total += part
+        total += float(part)
     return np.float32(math.log(total))
 
 

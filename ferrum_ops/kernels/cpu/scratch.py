@@ -23,13 +23,14 @@ _HEAD = 2 * _PLACES + _LINE
 _MOST = 8
 _LARGEST = 1 << 22  # numbers: 16 MiB
 _kept: list[Array] = []
+_MACHINE = os.cpu_count() or 1
 
 
 def borrow(size: int) -> Array:
     """A block of memory in which each thread of a call can pick up a place of *size* numbers."""
     tape = recording() if ACTIVE else None
     if tape is not None:  # there may be more threads later
-        threads = max(cores.threads(), os.cpu_count() or 1)
+        threads = max(cores.threads(), _MACHINE)
         return _recorded(tape, "places", _HEAD + min(threads, _PLACES) * (size + _LINE))
     block = borrow_line(_HEAD + min(cores.threads(), _PLACES) * (size + _LINE))
     block[:_HEAD] = 0.0
