@@ -1,0 +1,390 @@
+"""Gluon's language on NumPy for kernels whose groups of warps copy and multiply at the same time.
+
+Groups are threads of which one runs at a time: whenever one waits for a barrier or arrives at one, a seed decides
+which goes on, or which copy lands. So many orders are met in which a GPU may do things, and these are errors:
+
+- that nobody can go on;
+- memory that changes while a product or a copy still reads it, or that a copy reads before a fence;
+- the use of a product before it was waited for;
+- descriptors whose steps bulk copies cannot take, or that reach beyond their tensor.
+
+Memory is poison until something is written, and again from when a copy into it begins until it lands.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import random
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from ferrum_array import Tensor
+
+__all__ = ["Program", "stand_in"]
+
+
+class Array(np.ndarray[Any, Any]):
+    """A tensor of the language."""
+
+    def to(self, dtype: Any) -> Any:
+        return self.astype(dtype)
+
+
+def _array(values: Any) -> Any:
+    found = np.asarray(values)
+    return found.view(Array) if found.ndim else found.item()
+
+
+class _StoppedError(Exception):
+    """Ends a group when another has failed."""
+
+
+class _Groups:
+    """The groups of a program, and the copies on their way."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._back = threading.Semaphore(0)
+        self._go: list[threading.Semaphore] = []
+        self._ready: dict[int, Callable[[], bool]] = {}
+        self._stopped = False
+        self.copies: list[Callable[[], None]] = []
+        self.own = threading.local()
+
+    def wait(self, ready: Callable[[], bool]) -> None:
+        """Let others go on until this is true, and until the seed says so."""
+        place = self.own.place
+        self._ready[place] = ready
+        self._back.release()
+        self._go[place].acquire()
+        if self._stopped:
+            raise _StoppedError
+
+    def _group(self, place: int, function: Any, arguments: Sequence[Any]) -> None:
+        self.own.place, self.own.products, self.own.stores, self.own.fenced = place, [], [], True
+        whole = False
+        self._go[place].acquire()
+        try:
+            if not self._stopped:
+                function(*arguments)
+                assert not self.own.products, "a product that nobody waited for"
+                assert not self.own.stores, "a copy from memory that the program gives back"
+            whole = True
+        finally:
+            self._stopped |= not whole
+            del self._ready[place]
+            self._back.release()
+
+    def run(self, groups: Sequence[tuple[Any, Sequence[Any]]]) -> None:
+        """Run functions on their arguments, at once."""
+        self._go = [threading.Semaphore(0) for _ in groups]
+        self._ready = {place: lambda: True for place in range(len(groups))}
+        locked = ""
+        with ThreadPoolExecutor(len(groups)) as pool:
+            ends = [pool.submit(self._group, place, *group) for place, group in enumerate(groups)]
+            while self._ready:
+                able: list[Any] = [place for place, ready in self._ready.items() if self._stopped or ready()]
+                if not self._stopped:
+                    able += self.copies
+                if not able:
+                    self._stopped, locked = True, f"groups {sorted(self._ready)} wait for each other"
+                    continue
+                chosen = self._random.choice(able)
+                if callable(chosen):
+                    self.copies.remove(chosen)
+                    chosen()
+                else:
+                    self._go[chosen].release()
+                    self._back.acquire()
+        for end in ends:
+            error = end.exception()
+            if error is not None and not isinstance(error, _StoppedError):
+                raise error
+        assert not locked, locked
+        assert not self.copies, "a copy that nobody waited for"
+
+
+class _Barrier:
+    """Phases that end when all have arrived and all announced bytes have come."""
+
+    def __init__(self) -> None:
+        self.count = self.missing = self.bytes = self.phase = 0
+
+    def init(self, count: int) -> None:
+        self.count = self.missing = count
+
+    def arrive(self, count: int) -> None:
+        assert self.missing >= count, "more arrivals than the barrier counts"
+        self.missing -= count
+        self._end()
+
+    def land(self, size: int) -> None:
+        self.bytes -= size
+        self._end()
+
+    def _end(self) -> None:
+        if self.missing == self.bytes == 0:
+            self.phase, self.missing = self.phase + 1, self.count
+
+
+class _Shared:
+    """Memory that the groups share."""
+
+    def __init__(self, values: Any, groups: _Groups) -> None:
+        self.values, self._groups, self.dtype = values, groups, values.dtype
+
+    def index(self, place: int) -> Any:
+        assert 0 <= place < len(self.values)
+        found = self.values[place]
+        return found[0] if self.values.dtype == object else _Shared(found, self._groups)
+
+    def reshape(self, shape: Sequence[int]) -> _Shared:
+        assert np.prod(shape) == self.values.size
+        return _Shared(self.values.reshape(shape), self._groups)
+
+    def permute(self, axes: Sequence[int]) -> _Shared:
+        return _Shared(self.values.transpose(axes), self._groups)
+
+    def store(self, values: Any) -> None:
+        assert values.shape == self.values.shape
+        assert values.dtype == self.values.dtype
+        self.values[...] = values
+        self._groups.own.fenced = False
+
+    def held(self) -> Callable[[], None]:
+        """What asserts that nothing has changed since now."""
+        before = self.values.tobytes()
+
+        def same() -> None:
+            assert self.values.tobytes() == before, "memory changed while it was read"
+
+        return same
+
+
+class _Product:
+    """A product on its way."""
+
+    def __init__(self, value: Any, held: Sequence[Callable[[], None]]) -> None:
+        self.value, self.held, self.done = value, held, False
+
+
+class _Descriptor:
+    def __init__(self, array: Any, shape: Sequence[int], steps: Sequence[int], block: Sequence[int]) -> None:
+        size = array.dtype.itemsize
+        assert steps[-1] == 1
+        assert all(step > 0 and step * size % 16 == 0 for step in steps[:-1]), steps
+        low, high = np.lib.array_utils.byte_bounds(array)
+        assert (sum((n - 1) * step for n, step in zip(shape, steps, strict=True)) + 1) * size <= high - low
+        self.block = block
+        self.whole = np.lib.stride_tricks.as_strided(array, tuple(shape), [step * size for step in steps])
+
+    def part(self, start: Sequence[int]) -> tuple[Any, tuple[slice, ...]]:
+        """The block from *start*, as far as there is any, and which part of a block that is."""
+        assert min(start) >= 0
+        found = self.whole[tuple(slice(i, i + n) for i, n in zip(start, self.block, strict=True))]
+        return found, tuple(slice(n) for n in found.shape)
+
+
+class _Language:
+    """What a program calls."""
+
+    float32, int64 = np.dtype(np.float32), np.dtype(np.int64)
+    static_range = range
+
+    def __init__(self) -> None:
+        self.program, self.programs, self.groups = 0, 1, _Groups(0)
+        self.NVMMASharedLayout = SimpleNamespace(get_default_for=lambda *_: None)
+        self.mbarrier = SimpleNamespace(
+            MBarrierLayout=lambda: None,
+            init=lambda barrier, count: barrier.init(count),
+            arrive=self._arrive,
+            expect=self._expect,
+            wait=self._wait,
+        )
+        self.tma = SimpleNamespace(
+            make_tensor_descriptor=lambda pointer, shape, steps, block, _: _Descriptor(
+                pointer.array, shape, steps, block
+            ),
+            async_copy_global_to_shared=self._copy_in,
+            async_copy_shared_to_global=self._copy_out,
+            store_wait=self._store_wait,
+        )
+
+    # layouts do not matter
+    def SliceLayout(self, *_: Any) -> None: ...
+    def NVMMADistributedLayout(self, *_: Any) -> None: ...
+
+    def DotOperandLayout(self, *_: Any) -> Any:
+        return SimpleNamespace(parent=None)
+
+    def convert_layout(self, values: Any, _: Any) -> Any:
+        return values
+
+    # numbers
+    def constexpr(self, value: Any) -> Any:
+        return value
+
+    def program_id(self, _: int) -> int:
+        return self.program
+
+    def num_programs(self, _: int) -> int:
+        return self.programs
+
+    def cdiv(self, a: int, b: int) -> int:
+        return -(-a // b)
+
+    def arange(self, start: int, end: int, layout: Any) -> Any:
+        return _array(np.arange(start, end, dtype=np.int32))
+
+    def full(self, shape: Sequence[int], value: float, kind: Any, layout: Any) -> Any:
+        return _array(np.full(shape, value, kind))
+
+    def zeros(self, shape: Sequence[int], kind: Any, layout: Any) -> Any:
+        return _array(np.zeros(shape, kind))
+
+    def where(self, condition: Any, a: Any, b: Any) -> Any:
+        if not np.ndim(condition):
+            return a if condition else b
+        kind = np.result_type(*(x for x in (a, b) if isinstance(x, np.ndarray)))
+        return _array(np.where(condition, a, b).astype(kind))
+
+    def minimum(self, a: Any, b: Any) -> Any:
+        return _array(np.minimum(a, b))
+
+    def maximum(self, a: Any, b: Any) -> Any:
+        return _array(np.maximum(a, b))
+
+    def exp2(self, x: Any) -> Any:
+        return np.exp2(x)
+
+    def max(self, x: Any, axis: int) -> Any:
+        return x.max(axis=axis)
+
+    def sum(self, x: Any, axis: int) -> Any:
+        return x.sum(axis=axis, dtype=x.dtype)
+
+    # memory
+    def allocate_shared_memory(self, kind: Any, shape: Sequence[int], layout: Any) -> _Shared:
+        if kind is self.int64:
+            barriers = np.empty(shape, object)
+            for place in np.ndindex(*shape):
+                barriers[place] = _Barrier()
+            return _Shared(barriers, self.groups)
+        poison = np.frombuffer(b"\xff" * int(np.prod(shape)) * kind.itemsize, kind)
+        return _Shared(poison.reshape(shape).copy(), self.groups)
+
+    def _arrive(self, barrier: _Barrier, count: int) -> None:
+        barrier.arrive(count)
+        self.groups.wait(lambda: True)
+
+    def _expect(self, barrier: _Barrier, size: int) -> None:
+        barrier.bytes += size
+        barrier.arrive(1)
+
+    def _wait(self, barrier: _Barrier, parity: int) -> None:
+        self.groups.wait(lambda: barrier.phase % 2 != parity)
+
+    def _copy_in(self, source: _Descriptor, start: Sequence[int], barrier: _Barrier, to: _Shared) -> None:
+        to.values.view(np.uint8)[...] = 0xFF
+        held = to.held()
+
+        def land() -> None:
+            held()
+            found, places = source.part(start)
+            to.values[...] = 0
+            to.values[places] = found
+            barrier.land(to.values.nbytes)
+
+        self.groups.copies.append(land)
+
+    def _copy_out(self, to: _Descriptor, start: Sequence[int], source: _Shared) -> None:
+        assert self.groups.own.fenced, "a copy of what was stored without a fence"
+        self.groups.own.stores.append((to, start, source, source.held()))
+
+    def _store_wait(self, left: int) -> None:
+        assert left == 0
+        for to, start, source, held in self.groups.own.stores:
+            held()
+            found, places = to.part(start)
+            found[...] = source.values[places]
+        self.groups.own.stores.clear()
+
+    def fence_async_shared(self) -> None:
+        self.groups.own.fenced = True
+
+    # products
+    def warpgroup_mma(self, a: Any, b: _Shared, total: Any, *, use_acc: bool = True, is_async: bool) -> _Product:
+        assert is_async
+        held = [x.held() for x in (a, b) if isinstance(x, _Shared)]
+        left = a.values if isinstance(a, _Shared) else a
+        assert left.dtype == b.dtype
+        assert total.shape == (left.shape[0], b.values.shape[1])
+        product = np.einsum("ik,kj->ij", left.astype(np.float32), b.values.astype(np.float32))  # begins no threads
+        self.groups.own.products.append(_Product(_array(product + total if use_acc else product), held))
+        made: _Product = self.groups.own.products[-1]
+        return made
+
+    def warpgroup_mma_wait(self, left: int, values: Sequence[Any]) -> Any:
+        products = self.groups.own.products
+        while len(products) > left:
+            product = products.pop(0)
+            for same in product.held:
+                same()
+            product.done = True
+        found = []
+        for value in values:
+            assert not isinstance(value, _Product) or value.done, "a product that is still on its way"
+            found.append(value.value if isinstance(value, _Product) else value)
+        return found[0] if len(found) == 1 else found
+
+    def warp_specialize(self, groups: Sequence[Any], warps: Sequence[int], registers: Sequence[int]) -> None:
+        assert len(groups) - 1 == len(warps) == len(registers)
+        self.groups.run(groups)
+
+
+class Program:
+    """A kernel, and how it is launched; stands for ``Kernel``. *seed* says in which order things happen."""
+
+    def __init__(self, function: Callable[..., None], language: _Language) -> None:
+        self._function, self._language = function, language
+        self.seed = self.launches = 0
+
+    def __call__(self, grid: tuple[int], *arguments: Any, **constants: Any) -> None:
+        """Run a program for each point of the grid, one after another."""
+        self.launches += 1
+        ready = [
+            SimpleNamespace(array=x._data, dtype=SimpleNamespace(element_ty=x._data.dtype))
+            if isinstance(x, Tensor)
+            else x
+            for x in arguments
+        ]
+        for place in range(grid[0]):
+            language = self._language
+            language.program, language.programs, language.groups = place, grid[0], _Groups(self.seed + place)
+            self._function(*ready, **constants)
+
+
+def stand_in(path: Path, name: str) -> Program:
+    """The kernel *name* of the file, which imports Gluon, as a program on NumPy."""
+    language = _Language()
+    gluon = SimpleNamespace(jit=lambda function: function, language=language)
+    names: dict[str, Any] = {
+        "triton.experimental": SimpleNamespace(gluon=gluon),
+        "triton.experimental.gluon": gluon,
+        "triton.experimental.gluon.language.nvidia.hopper": language,
+    }
+    spec = importlib.util.spec_from_file_location("stand_in_" + path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    with mock.patch.dict(sys.modules, names):
+        spec.loader.exec_module(module)
+    return Program(getattr(module, name), language)
