@@ -301,6 +301,7 @@ def _fits_hopper(call: _Call) -> bool:
         and call.keys > _FEW
         and call.queries * call.group > _PACKED
         and call.out.dtype is not fa.float32
+        and call.queries * call.heads * call.value_dim < 1 << 31  # a step that the kernel works out in 32 bits
         and capability(call.out.device) == 90
         and all(map(_bulk, (call.q, call.k, call.v)))
     )

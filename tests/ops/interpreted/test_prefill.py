@@ -148,6 +148,21 @@ def test_weights_of_few_keys_are_not_rounded() -> None:
     check(out, want, fa.float16, 2e-3)
 
 
+@pytest.mark.parametrize("dtype", ["f16", "f32"])
+@pytest.mark.parametrize(("dim", "value_dim", "bulk"), [(64, 128, True), (33, 64, False), (64, 7, False)])
+def test_halves_that_descriptors_cannot_copy_are_not_copied_ahead(
+    dtype: str, dim: int, value_dim: int, bulk: bool
+) -> None:
+    """Code that copied odd rows of halves ahead read beyond its shared memory."""
+    q = fa.zeros((300, 2, dim), dtype=dtype, device="cpu")
+    v = fa.zeros((300, 2, value_dim), dtype=dtype, device="cpu")
+    with mock.patch.object(attending, "_ATTENTION") as launched:
+        attending.attention(q, q, v, None, None, AttentionOptions(1.0))
+    halves = dtype == "f16"
+    assert launched.call_args.kwargs["BULK"] is (bulk and halves)
+    assert (launched.call_args.kwargs["stages"] == 1) is (halves and not bulk)
+
+
 def test_long_heads_are_refused() -> None:
     x = fa.zeros((1, 1, 257), device="cpu")
     assert attending.refuses(x, x, x, None, None, AttentionOptions(1.0)) == "takes heads of up to 256, not 257+257"

@@ -91,6 +91,18 @@ def test_the_order_of_copies_and_groups_does_not_matter(dim: int) -> None:
     assert all(run.tobytes() == runs[0].tobytes() for run in runs)
 
 
+def test_results_of_more_elements_than_32_bits_count_are_left_to_the_other_kernel() -> None:
+    x = fa.zeros((2, 200, 4, 64), dtype="f16", device="cpu")
+    with (
+        mock.patch.object(attending, "capability", return_value=90),
+        mock.patch.object(attending, "_on_hopper") as launched,
+    ):
+        attending.attention(x, x, x, None, None, AttentionOptions(0.125))
+        call = launched.call_args.args[0]
+        assert attending._fits_hopper(call._replace(queries=(1 << 23) - 1))
+        assert not attending._fits_hopper(call._replace(queries=1 << 23))
+
+
 def test_queries_that_see_no_key_are_zero() -> None:
     q, k, v = (fa.asarray(noise(i, 1, n, 1, 64), dtype="f16", device="cpu") for i, n in enumerate([500, 130, 130]))
     out = attended(q, k, v, AttentionOptions(0.125), processors=2)
