@@ -35,7 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0 means done, 2 an error, 130 interrupted, 141 that nobody reads the output any more.
     Errors are one line on standard error.
     """
-    options = _parser().parse_args(arguments)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.name is None:
+        parser.error("there is no command; ferrum --help lists them")
     command: Callable[[argparse.Namespace], None] = options.command
     options.interrupts = interrupts = Interrupts()
     try:
@@ -68,7 +71,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ferrum", description="Tensors in the array API standard, and transformers built on them.")
     parser.add_argument("--version", action="version", version=f"ferrum {fa.__version__}")
-    commands = parser.add_subparsers(title="commands", dest="name", required=True)
+    commands = parser.add_subparsers(title="commands", dest="name", metavar="COMMAND")
 
     info = commands.add_parser("info", help="what is installed and can be computed, or what a model is made of")
     info.add_argument("--model", type=Path, metavar="DIR", help="the folder of a language model")

@@ -114,6 +114,8 @@ def opened(folder: Path, device: Device | str | None = None, dtype: Dtype | str 
     """The model in *folder*, or in a GGUF file, opened; for the arguments and errors see :func:`load`."""
     single = find_gguf(folder)
     if single is None and not folder.is_dir():
+        if folder.is_file():
+            raise FileNotFoundError(f"{folder} is a file, and no GGUF file; name the folder that it lies in")
         raise FileNotFoundError(f"there is no model folder {folder}")
     where, wanted = _place(device, dtype)
     if single is not None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +55,16 @@ def test_every_case_measures_its_op(op: str) -> None:
         found = measure(op, ops_error.cases()[op], CPU, dtype, False, range(3))
         assert found.count == 3
         assert found.error < most
+
+
+def test_the_documents_list_and_count_the_ops() -> None:
+    exported = {name for name in ferrum_ops.__all__ if inspect.isfunction(getattr(ferrum_ops, name))}
+    ops = exported - ops_error.NOT_MEASURED
+    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/ops.md", "README.md"))
+    first = [line.split("|")[1] for line in page.split("## The list")[1].split("\n## ")[0].splitlines() if "|" in line]
+    assert set(re.findall(r"`(\w+)`", " ".join(first))) == ops
+    assert f"{len(ops)} functions of tensors" in page
+    assert f"{len(ops)} functions:" in readme
 
 
 def test_every_exported_op_has_a_case() -> None:

@@ -213,7 +213,7 @@ def test_embed_fails_in_one_line_on_bad_input(folder: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "the following arguments are required: name"),
+        ((), "there is no command; ferrum --help lists them"),
         (("sing",), "invalid choice: 'sing'"),
         (("embed", "a"), "required: --model"),
         (("embed", "--model", "."), "required: text"),

@@ -143,6 +143,9 @@ def test_every_misfit_is_listed_at_once(folder: Path) -> None:
 
 
 def test_files_that_are_missing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "weights.safetensors").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"weights\.safetensors is a file, and no GGUF file; name the folder"):
+        load(tmp_path / "weights.safetensors")
     with pytest.raises(FileNotFoundError, match="there is no model folder"):
         load(tmp_path / "nothing")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
