@@ -111,9 +111,14 @@ def integers(op: str, what: str, x: object) -> Tensor:
     Raises:
         TypeError: naming the op, the argument and what came.
     """
-    if not isinstance(x, Tensor) or not x.dtype.is_integer:
-        given = describe(x) if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{op}: {what} must be a Tensor of integers, got {given}")
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"{op}: {what} must be a Tensor of integers, got {type(x).__name__}; make one with ferrum_array.asarray"
+        )
+    if not x.dtype.is_integer:
+        raise TypeError(
+            f"{op}: {what} must be a Tensor of integers, got {describe(x)}; convert it with astype('int64')"
+        )
     return x
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.checks import accumulator, alike, describe, floating
+from ferrum_ops.checks import accumulator, alike, describe, floating, listed
 from ferrum_ops.registry import Op
 
 __all__ = ["merge_attention"]
@@ -26,8 +26,8 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
     Source: Juravsky et al., "Hydragen", 2024; Dao et al., "FlashAttention", 2022.
 
     Raises:
-        TypeError: for different dtypes, or anything not real floating-point. ValueError: for no part at all, lists of
-        different lengths, and shapes or devices that do not fit.
+        TypeError: for anything but lists, different dtypes, or what is not real floating-point. ValueError: for no
+        part at all, lists of different lengths, and shapes or devices that do not fit.
 
     Examples:
         >>> import ferrum_array as fa
@@ -36,6 +36,8 @@ def merge_attention(outs: Sequence[Tensor], lses: Sequence[Tensor]) -> tuple[Ten
         >>> merge_attention([first, second], [fa.asarray([[0.0]]), fa.log(fa.asarray([[2.0]]))])[0]
         Tensor([[[3.]]])
     """
+    listed("merge_attention", "outs", outs)
+    listed("merge_attention", "lses", lses)
     if not outs or len(outs) != len(lses):
         raise ValueError(f"merge_attention: outs and lses must be lists of one length, got {len(outs)} and {len(lses)}")
     for number, (out, lse) in enumerate(zip(outs, lses, strict=True)):

@@ -298,6 +298,8 @@ def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
         ...     explain(softcap, fa.ones(3), 30.0).runs
         'reference'
     """
+    if not callable(op):
+        raise TypeError(f"explain: op must be the function, for example ferrum_ops.rms_norm, got {op!r:.60}")
     token = _explaining.set(True)
     try:
         op(*args, **kwargs)

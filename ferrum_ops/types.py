@@ -98,7 +98,10 @@ class SequenceMeta:
         Raises:
             TypeError: for lengths that are no integers. ValueError: for a negative one.
         """
-        return cls(tuple(accumulate(_integers("lengths", lengths), initial=0)))
+        each = _integers("lengths", lengths)
+        if any(length < 0 for length in each):
+            raise ValueError(f"SequenceMeta: lengths must not be negative, got {min(each)}")
+        return cls(tuple(accumulate(each, initial=0)))
 
     @cached_property
     def notes(self) -> dict[tuple[Any, ...], Any]:

@@ -88,8 +88,8 @@ def test_experts_that_do_not_exist(device: fa.Device, bad: int) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: moe_plan(fa.ones((2, 2)), 3), r"ids must be a Tensor of integers, got float32\[2,2\]"),
-        (lambda: moe_plan([[1]], 3), "ids must be a Tensor of integers, got list"),
+        (lambda: moe_plan(fa.ones((2, 2)), 3), r"ids must be a Tensor of integers, got float32\[2,2\]; convert it"),
+        (lambda: moe_plan([[1]], 3), "ids must be a Tensor of integers, got list; make one with ferrum_array"),
         (lambda: moe_permute(IDS, PLAN), "x must be real floating-point, got int64"),
         (lambda: moe_combine(fa.ones((4, 4)), PLAN, IDS), "w must be real floating-point, got int64"),
         (

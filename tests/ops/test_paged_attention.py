@@ -177,6 +177,8 @@ def test_parts_that_do_not_fit() -> None:
     for outs, lses, error, message in (
         ([], [], ValueError, "lists of one length, got 0 and 0"),
         ([out], [lse, lse], ValueError, "got 1 and 2"),
+        (out, [lse], TypeError, r"outs must be a list or another sequence, got float32\[2,3,4\]"),
+        ([out], lse, TypeError, r"lses must be a list or another sequence, got float32\[2,3\]"),
         ([out, out[:1]], [lse, lse[:1]], ValueError, r"outs\[1\] is float32\[1,3,4\]"),
         ([out, out.astype("f16")], [lse, lse], TypeError, r"outs\[1\] is float16"),
         ([out], [fa.ones((2, 4))], ValueError, r"outs must be \[..., H, Dv\] and lses \[..., H\]"),

@@ -105,3 +105,8 @@ def test_tokens_are_the_last_ones_of_their_sequence() -> None:
 def test_bad_metas_are_refused(fields: dict[str, tuple[int, ...]], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SequenceMeta(**fields)  # type: ignore[arg-type]  # also the empty table
+
+
+def test_lengths_below_zero_are_refused() -> None:
+    with pytest.raises(ValueError, match="lengths must not be negative, got -1"):
+        SequenceMeta.packed([3, -1, 2])

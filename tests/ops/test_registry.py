@@ -158,6 +158,8 @@ def test_explain_checks_the_arguments_and_does_no_work() -> None:
         explain(ferrum_ops.layer_norm, fa.ones(3), eps=-1.0)
     with pytest.raises(TypeError, match="'abs' does not choose among implementations"):
         explain(fa.abs, fa.ones(3))
+    with pytest.raises(TypeError, match=r"op must be the function, for example .*, got 'rms_norm'"):
+        explain("rms_norm", fa.ones(3))  # type: ignore[arg-type]  # wrong on purpose
     huge = fa.broadcast_to(fa.ones(1), (1 << 40,))  # any work on it would take all memory
     assert explain(ferrum_ops.layer_norm, huge, eps=1.0).op == "layer_norm"
 
