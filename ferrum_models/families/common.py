@@ -21,7 +21,7 @@ from ferrum_models.layers import (
 from ferrum_models.weights import Weights
 from ferrum_ops import DynamicScaling
 
-__all__ = ["attention", "build", "common", "layer_types", "mlp", "qwen_window"]
+__all__ = ["attention", "build", "common", "layer_types", "mlp", "qwen_sparse", "qwen_window"]
 
 _KINDS = ("full_attention", "sliding_attention")
 
@@ -111,6 +111,13 @@ def qwen_window(settings: Settings) -> dict[str, Any]:
     if window is None:
         return {}
     return {"window": window, "kind": lambda number: "sliding_attention" if number >= first else "full_attention"}
+
+
+def qwen_sparse(settings: Settings) -> tuple[bool, ...]:
+    """For each layer of a Qwen whether it is a mixture of experts: every ``decoder_sparse_step``-th, but for some."""
+    step = settings.integer("decoder_sparse_step", default=1)
+    dense = settings.integers("mlp_only_layers")
+    return tuple(n not in dense and (n + 1) % step == 0 for n in range(settings.integer("num_hidden_layers")))
 
 
 def attention(config: DecoderConfig, **options: Any) -> Callable[[Weights, int], Mixer]:

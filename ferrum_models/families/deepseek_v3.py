@@ -59,10 +59,8 @@ class DeepseekV3Config(DecoderConfig):
         rotary = Rotary.from_settings(settings, turning)
         experts = settings.integer("n_routed_experts", "num_local_experts", default=256)
         groups = settings.integer("n_group", default=8)
-        per_token, chosen = (
-            settings.integer("num_experts_per_tok", default=8),
-            settings.integer("topk_group", default=4),
-        )
+        per_token = settings.integer("num_experts_per_tok", default=8)
+        chosen = settings.integer("topk_group", default=4)
         if experts % groups or chosen > groups or per_token > chosen * (experts // groups):
             raise ValueError(
                 f"{settings.source}: {per_token} experts of {experts} cannot come from {chosen} of {groups} groups: "

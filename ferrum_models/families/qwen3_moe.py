@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ferrum_models.causal import CausalLM, DecoderConfig
 from ferrum_models.config import Settings
-from ferrum_models.families.common import attention, build, common, mlp, qwen_window
+from ferrum_models.families.common import attention, build, common, mlp, qwen_sparse, qwen_window
 from ferrum_models.layers import Experts, FeedForward, MoE, Router
 from ferrum_models.weights import Weights
 
@@ -35,18 +35,15 @@ class Qwen3MoeConfig(DecoderConfig):
         Raises:
             ValueError: for an entry that is missing, wrong or not implemented.
         """
-        shared = common(settings, **qwen_window(settings))
-        step = settings.integer("decoder_sparse_step", default=1)
-        dense = settings.integers("mlp_only_layers")
         experts = settings.integer("num_local_experts", "num_experts")
         return cls(
-            **shared,
+            **common(settings, **qwen_window(settings)),
             attention_bias=settings.flag("attention_bias"),
             num_experts=experts,
             num_experts_per_tok=settings.integer("num_experts_per_tok", most=experts),
             moe_intermediate_size=settings.integer("moe_intermediate_size"),
             norm_topk_prob=settings.flag("norm_topk_prob"),
-            sparse=tuple(n not in dense and (n + 1) % step == 0 for n in range(shared["num_hidden_layers"])),
+            sparse=qwen_sparse(settings),
         )
 
 

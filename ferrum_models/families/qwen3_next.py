@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from ferrum_models.causal import CausalLM, DecoderConfig
 from ferrum_models.config import Settings
-from ferrum_models.families.common import attention, build, common, mlp
+from ferrum_models.families.common import attention, build, common, mlp, qwen_sparse
 from ferrum_models.layers import MLP, Experts, FeedForward, GatedDeltaNet, Linear, Mixer, MoE, Rotary, Router
 from ferrum_models.weights import Weights
 
@@ -56,8 +56,6 @@ class Qwen3NextConfig(DecoderConfig):
             raise ValueError(
                 f"{settings.source}: linear_num_value_heads {values} is not a multiple of linear_num_key_heads {heads}"
             )
-        step = settings.integer("decoder_sparse_step", default=1)
-        dense = settings.integers("mlp_only_layers")
         experts = settings.integer("num_local_experts", "num_experts", default=512)
         return cls(
             **shared,
@@ -72,7 +70,7 @@ class Qwen3NextConfig(DecoderConfig):
             num_experts=experts,
             num_experts_per_tok=settings.integer("num_experts_per_tok", default=10, most=experts),
             shared_expert_intermediate_size=settings.integer("shared_expert_intermediate_size", default=512),
-            sparse=tuple(n not in dense and (n + 1) % step == 0 for n in range(shared["num_hidden_layers"])),
+            sparse=qwen_sparse(settings),
         )
 
 

@@ -38,7 +38,7 @@ class Generated:
         prompt_tps: tokens of the prompt read per second.
         generation_tokens: how many were generated so far.
         generation_tps: how many a second, from the first on.
-        peak_memory: the most memory that the process had, in bytes.
+        peak_memory: the most memory of the host that the process had, in bytes; a GPU's own is not in it.
         finish_reason: None while it goes on; ``stop`` at a token or text that ends it, ``length`` at the limit.
         known_tokens: how many tokens of the prompt a prompt cache remembered; they are not in *prompt_tps*.
     """
@@ -213,7 +213,7 @@ def _pieces(tokens: Iterator[Token], prompt: int, known: int, row: TextRow) -> I
 
 
 def peak_memory() -> int:
-    """The most memory that the process had so far, in bytes; 0 where the system does not say."""
+    """The most memory of the host that the process had so far, in bytes; 0 where the system does not say."""
     if sys.platform == "win32":
         return 0  # not told there by the standard library
     import resource
