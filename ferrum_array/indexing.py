@@ -149,6 +149,19 @@ def _indices(name: str, x: Tensor, indices: Tensor, length: int) -> Tensor:
     return indices
 
 
+def _checked_by_storage(x: Tensor, indices: Any) -> bool:
+    """Whether the storage itself counts negative *indices* from the end, and raises IndexError for those out of bounds.
+
+    Then nothing is looked at here, which would take ten times as long as taking a few elements.
+    """
+    return (
+        indices.__class__ is Tensor
+        and indices._spec.dtype is Dtype.I64
+        and indices._spec.device is x._spec.device
+        and x._spec.device.backend.checks_indices
+    )
+
+
 def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
     """The elements of *x* at *indices* along *axis*, which may be left out for a 1-D *x*.
 
@@ -170,6 +183,12 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
             raise ValueError(f"take: {x._summary()} has {x.ndim} axes; say which with axis=")
         axis = 0
     place = normalize_axis("take", axis, x.ndim)
+    if _checked_by_storage(x, indices):
+        try:
+            return take_known(x, indices, place)
+        except IndexError:
+            _indices("take", x, indices, x.shape[place])  # says what is wrong
+            raise
     chosen = _indices("take", x, indices, x.shape[place])
     return wrap(x._spec.call["take"](x._data, chosen._data, place), x._spec)
 
@@ -177,6 +196,13 @@ def take(x: Tensor, indices: Tensor, /, *, axis: int | None = None) -> Tensor:
 def take_known(x: Tensor, indices: Tensor, axis: int) -> Tensor:
     """As :func:`take`, for int64 *indices* that are known to be from 0 to below the length: nothing is read back."""
     return wrap(x._spec.call["take"](x._data, indices._data, axis), x._spec)
+
+
+def take_along_known(x: Tensor, indices: Tensor) -> Tensor:
+    """As :func:`take_along_axis` along the last axis, for int64 *indices* that are known to be from 0 to below its
+    length, and whose other axes are those of *x*: nothing is read back.
+    """
+    return wrap(x._spec.call["take_along_axis"](x._data, indices._data, x.ndim - 1), x._spec)
 
 
 def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
@@ -196,6 +222,12 @@ def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
     """
     x = tensor("take_along_axis", x)
     place = normalize_axis("take_along_axis", axis, x.ndim)
+    if _checked_by_storage(x, indices) and _differ_at_most_in(place, x.shape, indices.shape):
+        try:
+            return wrap(x._spec.call["take_along_axis"](x._data, indices._data, place), x._spec)
+        except IndexError:
+            _indices("take_along_axis", x, indices, x.shape[place])  # says what is wrong
+            raise
     chosen = _indices("take_along_axis", x, indices, x.shape[place])
     if chosen.ndim != x.ndim:
         raise ValueError(f"take_along_axis: indices {chosen._summary()} need as many axes as {x._summary()}")
@@ -205,3 +237,7 @@ def take_along_axis(x: Tensor, indices: Tensor, /, *, axis: int = -1) -> Tensor:
     source = spread(x._data, others[:place] + (x.shape[place],) + others[place + 1 :])
     wanted = spread(chosen._data, others[:place] + (chosen.shape[place],) + others[place + 1 :])
     return wrap(x._spec.call["take_along_axis"](source, wanted, place), x._spec)
+
+
+def _differ_at_most_in(axis: int, a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    return len(a) == len(b) and a[:axis] == b[:axis] and a[axis + 1 :] == b[axis + 1 :]

@@ -7,6 +7,7 @@ from typing import Literal
 
 import ferrum_array as fa
 from ferrum_array import Tensor
+from ferrum_array.indexing import take_along_known
 from ferrum_ops.checks import accumulator, alike, count, describe, finite, floating
 from ferrum_ops.registry import Op
 
@@ -114,10 +115,10 @@ def _moe_route(
     ids = fa.argsort(x if bias is None else scores, descending=True)
     if grouped:  # the experts of the chosen groups come to the front, in their order
         outside = _outside_best_groups(scores, n_group, topk_group)
-        ids = fa.take_along_axis(ids, fa.argsort(fa.take_along_axis(outside, ids)))
+        ids = take_along_known(ids, fa.argsort(take_along_known(outside, ids)))
     ids = ids[..., :k]
     # The highest of the logits that are added up becomes 0, so that the sum neither vanishes nor overflows.
-    chosen = fa.take_along_axis(x, ids)
+    chosen = take_along_known(x, ids)
     if score == "softmax":
         summed = chosen if norm else x
         top = fa.max(summed, axis=-1, keepdims=True)
