@@ -70,7 +70,7 @@ unit: $(VENV)/.dev
 
 test-cuda: $(VENV)/.dev
 	$(PIP) --editable '.[cuda]'
-	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m cuda tests/array tests/ops tests/models
+	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m cuda
 	$(BIN)/python benchmarks/matmul_cuda.py
 
 docs: $(VENV)/.dev
