@@ -95,6 +95,9 @@ class Backend(ABC):
     device_name: str
     #: whether parts of an array (``getitem``, ``reshape``) see what is written to it later; if not, arrays are values
     views: ClassVar[bool] = True
+    #: whether ``take`` and ``take_along_axis`` also count negative indices from the end, and raise IndexError for those
+    #: out of bounds
+    checks_indices: ClassVar[bool] = False
     #: whether :meth:`record` records
     records: ClassVar[bool] = False
     #: the class of the library's arrays

@@ -46,6 +46,7 @@ class NumpyBackend(SharedBackend):
     library = "NumPy"
     device_name = "cpu"
     records = True
+    checks_indices = True
     array_type = np.ndarray
     dtypes = frozenset(Dtype.all())
     xp = np

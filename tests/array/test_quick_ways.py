@@ -96,3 +96,20 @@ def test_lists_of_rows_with_tensors_deep_inside() -> None:
     assert fa.asarray([[[1, 2], [one, 3]]]).tolist() == [[[1.0, 2.0], [1.5, 3.0]]]
     assert fa.asarray(([1, 2], (3, 4))).tolist() == [[1, 2], [3, 4]]
     assert fa.asarray([np.float64(1.5), 2]).dtype is fa.float64
+
+
+def test_taking_counts_from_the_end_and_stays_in_bounds(device: fa.Device) -> None:
+    x = fa.asarray([[1, 2, 3], [4, 5, 6]], device=device)
+    places = fa.asarray([[-1, 0], [1, -3]], device=device)
+    assert fa.take(x, places[0], axis=1).tolist() == [[3, 1], [6, 4]]
+    assert fa.take_along_axis(x, places, axis=1).tolist() == [[3, 1], [5, 4]]
+    for index, length in ((3, 3), (-4, 3), (0, 0)):
+        bad = fa.asarray([[index]] * 2, device=device)
+        message = f": index {index} is out of bounds for an axis of length {length}"
+        with pytest.raises(IndexError, match="take" + message):
+            fa.take(x[:, :length], bad[0], axis=1)
+        with pytest.raises(IndexError, match="take_along_axis" + message):
+            fa.take_along_axis(x[:, :length], bad, axis=1)
+    none = fa.asarray([], dtype="i64", device=device)
+    assert fa.take(x[:, :0], none, axis=1).shape == (2, 0)
+    assert fa.take_along_axis(x, none.reshape(2, 0), axis=1).shape == (2, 0)
