@@ -60,11 +60,14 @@ def test_every_case_measures_its_op(op: str) -> None:
 def test_the_documents_list_and_count_the_ops() -> None:
     exported = {name for name in ferrum_ops.__all__ if inspect.isfunction(getattr(ferrum_ops, name))}
     ops = exported - ops_error.NOT_MEASURED
-    page, readme = ((ROOT / name).read_text(encoding="utf-8") for name in ("docs/ops.md", "README.md"))
+    page, readme, changes = (
+        (ROOT / name).read_text(encoding="utf-8") for name in ("docs/ops.md", "README.md", "CHANGELOG.md")
+    )
     first = [line.split("|")[1] for line in page.split("## The list")[1].split("\n## ")[0].splitlines() if "|" in line]
     assert set(re.findall(r"`(\w+)`", " ".join(first))) == ops
     assert f"{len(ops)} functions of tensors" in page
     assert f"{len(ops)} functions:" in readme
+    assert f"`ferrum_ops`: {len(ops)} ops" in changes
 
 
 def test_every_exported_op_has_a_case() -> None:
