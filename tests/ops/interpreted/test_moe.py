@@ -14,6 +14,7 @@ from ferrum_array import Tensor
 from ferrum_ops import ActivationKind, QuantTensor, dequantize, moe_plan, quantize
 from ferrum_ops.kernels.cuda import moe
 from ferrum_ops.kernels.cuda import moe_products as products
+from ferrum_ops.kernels.cuda import routing
 from ferrum_ops.kernels.cuda.moe_products import Cut, Gate, Listed, Pass, Product, Sorted, stack_of
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import LIES, Lie, lying, poison
@@ -208,6 +209,33 @@ def test_ids_of_no_expert_make_tokens_nan() -> None:
             got = moe.moe_ffn(x, w13, w2, ids, one, "silu", None, None, None, 1.0, 0.0)
         assert np.isnan(wide(got)).all(axis=1).tolist() == [False, True, True, True]
         assert np.isfinite(wide(got)[0]).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 20])
+@pytest.mark.parametrize("scheme", [None, "int4-g32"])
+def test_no_value_is_looked_at(tokens: int, scheme: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the router's numbers to the result: on a GPU the host would wait, and a graph could not hold it."""
+    inner = 8 if scheme is None else 32
+    w13, _ = weights(0, (5, 2 * inner, 32), scheme)
+    w2, _ = weights(1, (5, 7, inner), scheme)
+    x, _ = lying(2, (tokens, 32), fa.float16, "whole")
+    logits, _ = lying(3, (tokens, 5), fa.float16, "whole")
+
+    def seen(self: Tensor, *_: object, **__: object) -> None:
+        raise AssertionError("a value is looked at")
+
+    def run() -> Tensor:
+        ids, shares = routing.moe_route(logits, 2, "softmax", True, None, 1, 1, 1.0)
+        return moe.moe_ffn(x, w13, w2, ids, shares, "silu", None, None, None, 1.0, 0.0)
+
+    with monkeypatch.context() as patch:
+        for name in ("__array__", "__bool__", "__float__", "__index__", "__int__", "item", "numpy", "tolist"):
+            patch.setattr(Tensor, name, seen)
+        got = run()
+        patch.setattr(moe, "CHECK", True)
+        with pytest.raises(AssertionError, match="looked at"):
+            run()
+    assert got.shape == (tokens, 7)
 
 
 def test_what_no_kernel_takes() -> None:
