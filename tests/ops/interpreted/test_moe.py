@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops import ActivationKind, QuantTensor, dequantize, moe_plan, quantize
-from ferrum_ops.kernels.cuda import moe
+from ferrum_ops.kernels.cuda import moe, routing
 from ferrum_ops.kernels.cuda import moe_products as products
-from ferrum_ops.kernels.cuda import routing
 from ferrum_ops.kernels.cuda.moe_products import Cut, Gate, Listed, Pass, Product, Sorted, stack_of
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import LIES, Lie, lying, poison
