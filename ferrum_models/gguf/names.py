@@ -82,9 +82,8 @@ class GgufTensors(Mapping[str, Tensor]):
         self._where: dict[str, Get] = {}
         self._bytes = 0
         for name in file.tensors:
-            if (
-                name != "rope_freqs.weight" and ".attn_rot_embd." not in name
-            ):  # the config has them, or nobody needs them
+            # the config has the one, and nobody needs the others
+            if name != "rope_freqs.weight" and ".attn_rot_embd." not in name:
                 self._add(name)
 
     def __getitem__(self, name: str) -> Tensor:
