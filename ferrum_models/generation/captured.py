@@ -24,8 +24,8 @@ from ferrum_ops.placing import place
 
 __all__ = ["Made", "Steps", "step_obstacle", "use_captured_steps"]
 
-#: a step is captured where so many follow: before, it runs twice for real
-_WORTH: Final = 8
+#: a step is captured where so many follow, by the kind of device: before, it runs twice for real, or is written down
+_WORTH: Final = {"cuda": 8, "cpu": 16}
 #: whole numbers of this many parts stand for the random numbers, which are multiples of it
 _PARTS: Final = float(1 << 24)
 #: rows of numbers that are sent for a step
@@ -70,7 +70,7 @@ def step_obstacle(model: CausalLM, cache: ModelCache | None = None) -> str | Non
     Examples:
         >>> from ferrum_models import random_model, step_obstacle
         >>> tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
-        >>> scaled = {**tiny, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
+        >>> scaled = {**tiny, "max_position_embeddings": 9, "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}
         >>> step_obstacle(random_model({**scaled, "num_hidden_layers": 1, "num_attention_heads": 2}))
         'the rotation of full_attention depends on the length of a sequence, which is known on the host alone'
     """
@@ -111,8 +111,8 @@ class Steps:
         use = _wanted.get()
         if use is False:
             self.obstacle: str | None = "captured steps are switched off"
-        elif use is None and tokens < _WORTH:
-            self.obstacle = f"fewer than {_WORTH} tokens are wanted, which is sooner done"
+        elif use is None and tokens < _WORTH.get(model.device.kind, 0):
+            self.obstacle = f"fewer than {_WORTH[model.device.kind]} tokens are wanted, which is sooner done"
         else:
             self.obstacle = step_obstacle(model, cache)
         if use and self.obstacle:

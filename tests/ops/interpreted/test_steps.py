@@ -160,7 +160,7 @@ def test_few_tokens_are_not_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(*arguments)
 
     monkeypatch.setattr(captured, "_Recorded", record)
-    text(model, [1, 2], captured._WORTH - 1, None)
+    text(model, [1, 2], captured._WORTH["cpu"] - 1, None)
     assert not made
-    text(model, [1, 2], captured._WORTH, None)
+    text(model, [1, 2], captured._WORTH["cpu"], None)
     assert made
