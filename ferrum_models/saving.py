@@ -135,9 +135,9 @@ def convert(
 
     Raises:
         FileExistsError: if *target* is there and not empty. FileNotFoundError: for missing files of *source*.
-        ValueError: for a *source* that ``load`` would refuse, a scheme that is not known or cannot be made, and
-        matrices that it cannot divide, all of them named. TypeError: for a *dtype* that is not real floating-point.
-        OSError: if writing fails.
+        ValueError: for a *source* that ``load`` would refuse, a scheme that is not known or cannot be made, matrices
+        that it cannot divide, all of them named, and a name in *keep* that belongs to no layer. TypeError: for a
+        *dtype* that is not real floating-point, and one text as *keep*. OSError: if writing fails.
 
     Examples:
         >>> import tempfile
@@ -150,12 +150,14 @@ def convert(
         >>> model.model.layers[0].mlp.up_proj, model.lm_head
         (Linear(weight=int4-g32[32,32]), Linear(weight=f32[9,32]))
     """
+    if isinstance(keep, str):
+        raise TypeError(f"convert: keep must be a list of names, got one str; write [{keep!r}]")
     found = opened(Path(source), dtype=None if dtype is None else Dtype(dtype))
     scheme = scheme_of(_SHORT.get(quantize, quantize)) if isinstance(quantize, str) else quantize
     plan = outline(found.settings)
     if plan.unknown:
         raise ValueError(f"convert: {', '.join(plan.unknown)} have no place of their own in a checkpoint")
-    goals = _goals([piece for pieces in plan.pieces.values() for piece in pieces], scheme, Kept(tuple(keep)))
+    goals = _goals([piece for pieces in plan.pieces.values() for piece in pieces], scheme, keep)
     with _new_folder(Path(target)) as partial, progressing(progress, len(goals), "tensor") as advance:
         writer = _Writer(partial, max_shard_bytes)
         for pieces in plan.pieces.values():
@@ -168,8 +170,12 @@ def convert(
         _tokenizer(found, partial)
 
 
-def _goals(pieces: Sequence[Piece], scheme: Scheme | None, kept: Kept) -> dict[str, Scheme | None]:
+def _goals(pieces: Sequence[Piece], scheme: Scheme | None, keep: Sequence[str]) -> dict[str, Scheme | None]:
     """The scheme of each piece by its path, or None where it stays as it is."""
+    strange = [name for name in keep if not any(piece.path in Kept((name,)) for piece in pieces)]
+    if strange:
+        raise ValueError(f"convert: keep names {', '.join(strange)}, but the model has no such layer")
+    kept = Kept(tuple(keep))
     goals, problems = {}, []
     for piece in pieces:
         goal = scheme if piece.matrix and piece.shape[-2] > 1 and piece.path not in kept else None

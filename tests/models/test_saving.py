@@ -209,6 +209,15 @@ def test_layers_to_keep(tmp_path: Path) -> None:
     }
 
 
+def test_layers_to_keep_that_are_not_there(tmp_path: Path) -> None:
+    save_model(small("llama"), tmp_path / "dense")
+    with pytest.raises(ValueError, match=r"keep names lm_hed, layers\.9, but the model has no such layer"):
+        convert(tmp_path / "dense", tmp_path / "small", quantize="int8", keep=["lm_hed", "layers.1", "layers.9"])
+    with pytest.raises(TypeError, match=r"got one str; write \['lm_head'\]"):
+        convert(tmp_path / "dense", tmp_path / "small", quantize="int8", keep="lm_head")
+    assert not (tmp_path / "small").exists()
+
+
 def test_another_dtype(tmp_path: Path) -> None:
     model = small("mixtral")
     save_model(model, tmp_path / "dense")
