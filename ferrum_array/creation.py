@@ -102,10 +102,19 @@ def _number(name: str, value: Any) -> tuple[Scalar, Dtype]:
     """A fill value as a Python number, and the dtype that it has by default."""
     if isinstance(value, Tensor) or host.is_numpy(value):
         dtype = value.dtype if isinstance(value, Tensor) else host.dtype_of(value)
-        return value.item(), dtype
+        return _plain(name, "the fill value", value), dtype
     if not isinstance(value, (bool, int, float, complex)):
         raise TypeError(f"{name}: the fill value must be a number, got {type(value).__name__} {value!r:.60}")
     return value, Dtype(type(value))
+
+
+def _plain(name: str, what: str, value: Any) -> Any:
+    """*value* as a Python number, if it is a tensor or an array of one element."""
+    if not (isinstance(value, Tensor) or host.is_numpy(value)):
+        return value
+    if value.size != 1:
+        raise ValueError(f"{name}: {what} must be one number, got {value.dtype} of shape {value.shape}")
+    return value.item()
 
 
 def _filled(name: str, shape: Shape, value: Scalar, spec: Spec) -> Tensor:
@@ -199,7 +208,7 @@ def arange(
     if stop is None:
         start, stop = 0, start
     given: tuple[Any, ...] = (start, stop, step)
-    numbers = [n.item() if isinstance(n, Tensor) or host.is_numpy(n) else n for n in given]
+    numbers = [_plain("arange", "each of start, stop and step", n) for n in given]
     if any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
         raise TypeError(f"arange: start, stop and step must be real numbers, got {numbers}")
     first, last, stride = numbers
@@ -236,8 +245,7 @@ def linspace(
         >>> fa.linspace(0, 1, 5)
         Tensor([0.  , 0.25, 0.5 , 0.75, 1.  ])
     """
-    given: tuple[Any, ...] = (start, stop)
-    ends = [n.item() if isinstance(n, Tensor) or host.is_numpy(n) else n for n in given]
+    ends: list[Any] = [_plain("linspace", "each end", n) for n in (start, stop)]
     is_complex = any(isinstance(n, complex) for n in ends)
     spec = _spec(dtype, device, Dtype.C64 if is_complex else DEFAULT_FLOAT)
     if is_complex and not spec.dtype.is_complex:

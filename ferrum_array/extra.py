@@ -6,6 +6,7 @@ the one that the standard lacks: every storage has its own.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from math import inf
 from typing import Any, Literal
@@ -215,7 +216,8 @@ def pad(
         mode: ``"constant"`` only.
 
     Raises:
-        ValueError: for another mode, a negative width or a wrong number of pairs.
+        TypeError: for widths that are no integers. ValueError: for another mode, a negative width or a wrong number
+        of pairs.
 
     Examples:
         >>> import ferrum_array as fa
@@ -225,15 +227,23 @@ def pad(
     x = tensor("pad", x)
     if mode != "constant":
         raise ValueError(f"pad: mode must be 'constant', got {mode!r}")
-    if isinstance(pad_width, int):
-        pairs: list[tuple[int, int]] = [(pad_width, pad_width)] * x.ndim
-    elif len(pad_width) == 2 and all(isinstance(n, int) for n in pad_width):
-        pairs = [(pad_width[0], pad_width[1])] * x.ndim  # type: ignore[list-item]  # just tested
-    else:
-        pairs = [(int(a), int(b)) for a, b in pad_width]  # type: ignore[misc]  # a sequence of pairs
+    pairs = _pairs(pad_width, x.ndim)
     if len(pairs) != x.ndim or any(n < 0 for pair in pairs for n in pair):
         raise ValueError(f"pad: pad_width {pad_width} must be non-negative and fit the {x.ndim} axes of {x._summary()}")
     shape = tuple(n + a + b for n, (a, b) in zip(x.shape, pairs, strict=True))
     result = full(shape, constant_values, dtype=x.dtype, device=x.device)
     result[tuple(slice(a, a + n) for n, (a, _) in zip(x.shape, pairs, strict=True))] = x
     return result
+
+
+def _pairs(width: Any, ndim: int) -> list[tuple[int, int]]:
+    """How many elements :func:`pad` puts before and after, for each axis."""
+    try:
+        if hasattr(width, "__index__"):
+            return [(operator.index(width), operator.index(width))] * ndim
+        pairs = [width] * ndim if len(width) == 2 and all(hasattr(n, "__index__") for n in width) else width
+        return [(operator.index(before), operator.index(after)) for before, after in pairs]
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"pad: pad_width must be an integer, a pair of them, or a pair for each axis, got {width!r:.60}"
+        ) from None

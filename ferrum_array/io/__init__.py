@@ -8,7 +8,7 @@ and the offence.
 from __future__ import annotations
 
 from ferrum_array.device import Device
-from ferrum_array.io.files import CorruptFileError, PathLike, corrupt
+from ferrum_array.io.files import CorruptFileError, PathLike, corrupt, opened
 from ferrum_array.io.header import TensorInfo
 from ferrum_array.io.npy import MAGIC
 from ferrum_array.io.npz import load_npz, savez
@@ -43,7 +43,7 @@ def load(path: PathLike, *, device: Device | str | None = None) -> dict[str, Ten
         >>> fa.io.load(path)
         {'x': Tensor([0, 1, 2])}
     """
-    with open(path, "rb") as file:
+    with opened(path) as file:
         start = file.read(len(MAGIC))
     if start == MAGIC:
         raise corrupt(

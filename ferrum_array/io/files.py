@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 
-__all__ = ["CorruptFileError", "PathLike", "corrupt", "parse_json", "replacing"]
+__all__ = ["CorruptFileError", "PathLike", "corrupt", "opened", "parse_json", "replacing"]
 
 PathLike = str | os.PathLike[str]
 
@@ -32,6 +33,18 @@ def corrupt(path: PathLike, offence: str) -> CorruptFileError:
     return CorruptFileError(f"{os.fspath(path)}: {offence}")
 
 
+def opened(path: PathLike) -> BinaryIO:
+    """The file *path* for reading.
+
+    Raises:
+        TypeError: for anything but a path: a number would be taken for an open file of somebody else's, and closed.
+        OSError: if there is none.
+    """
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise TypeError(f"a path must be a str or an os.PathLike object, got {type(path).__name__} {path!r:.60}")
+    return open(path, "rb")
+
+
 @contextmanager
 def replacing(path: PathLike) -> Iterator[BinaryIO]:
     """A new file that takes the place of *path* when the block ends, and vanishes if the block fails.
@@ -40,6 +53,8 @@ def replacing(path: PathLike) -> Iterator[BinaryIO]:
     symbolic link the file that it points to is replaced.
     """
     target = Path(os.path.realpath(path))
+    if not target.parent.exists():
+        raise FileNotFoundError(errno.ENOENT, "there is no such folder to write into", str(target.parent))
     temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:

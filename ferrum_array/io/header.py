@@ -89,7 +89,7 @@ def header_length(path: PathLike, prefix: bytes, size: int) -> int:
         raise corrupt(path, f"{size} bytes are too few for a safetensors file, which begins with {PREFIX} of length")
     length = int.from_bytes(prefix[:PREFIX], "little")
     if length > _LONGEST:
-        raise corrupt(path, f"the header claims {length} bytes; safetensors allows {_LONGEST}")
+        raise corrupt(path, f"the header claims {length} bytes; safetensors allows {_LONGEST}: another format?")
     if length > size - PREFIX:
         raise corrupt(path, f"the header claims {length} bytes, but only {size - PREFIX} follow: cut off?")
     return length

@@ -15,7 +15,7 @@ from ferrum_array.conversion import from_host
 from ferrum_array.device import CPU, Device, get_default_device
 from ferrum_array.dispatch import tensor
 from ferrum_array.dtype import Dtype
-from ferrum_array.io.files import CorruptFileError, PathLike, corrupt, replacing
+from ferrum_array.io.files import CorruptFileError, PathLike, corrupt, opened, replacing
 from ferrum_array.io.npy import build_npy_header, read_npy_header
 from ferrum_array.tensor import Tensor
 
@@ -101,7 +101,7 @@ def load_npz(path: PathLike, *, device: Device | str | None = None, max_bytes: i
         (2, 2)
     """
     target = get_default_device() if device is None else Device(device)
-    with open(path, "rb") as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         with _damage(path), zipfile.ZipFile(file) as archive:
             members = archive.infolist()

@@ -13,7 +13,7 @@ from ferrum_array.backends import hostio
 from ferrum_array.conversion import from_host
 from ferrum_array.device import CPU, Device, get_default_device
 from ferrum_array.dtype import Dtype
-from ferrum_array.io.files import PathLike, corrupt, parse_json
+from ferrum_array.io.files import PathLike, corrupt, opened, parse_json
 from ferrum_array.io.header import CODES, PREFIX, TensorInfo, header_length, parse_header
 from ferrum_array.tensor import Tensor
 
@@ -29,7 +29,7 @@ class _Part:
 
     def __init__(self, path: PathLike) -> None:
         self.path = path
-        with open(path, "rb") as file:
+        with opened(path) as file:
             size = os.fstat(file.fileno()).st_size
             length = header_length(path, file.read(PREFIX), size)
             header = file.read(length)
@@ -164,7 +164,7 @@ def _floating(dtype: Any) -> Dtype | None:
 
 def _sharded(path: PathLike) -> dict[str, _Part]:
     folder = Path(path).parent
-    with open(path, "rb") as file:
+    with opened(path) as file:
         data = file.read(_LONGEST_INDEX + 1)
     if len(data) > _LONGEST_INDEX:
         raise corrupt(path, f"an index of more than {_LONGEST_INDEX} bytes is not read")

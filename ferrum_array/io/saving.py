@@ -62,6 +62,11 @@ def save_safetensors(
         >>> fa.io.save_safetensors({"a": fa.ones(8), "b": fa.ones(8)}, path, max_shard_bytes=32).name
         'model.safetensors.index.json'
     """
+    if not isinstance(tensors, Mapping):
+        raise TypeError(
+            f"save_safetensors: tensors must map names to tensors, got {type(tensors).__name__} {tensors!r:.60}; "
+            "the path comes second"
+        )
     target, texts = Path(path), _texts(metadata)
     items = [_item(name, value, codes or {}) for name, value in tensors.items()]
     unknown = set(codes or ()) - set(tensors)

@@ -85,7 +85,8 @@ def count(name: str, what: str, value: Any) -> int:
     """*value*, which stands where a Tensor may stand too, and must be a number of things."""
     if not hasattr(value, "__index__"):
         kind = type(value).__name__
-        raise TypeError(f"{name}: {what} must be an integer or a Tensor, got {kind} {value!r:.60}")
+        hint = "; make one with asarray()" if isinstance(value, (list, tuple)) else ""
+        raise TypeError(f"{name}: {what} must be an integer or a Tensor, got {kind} {value!r:.60}{hint}")
     return whole(name, what, value, 0, 1 << 40)
 
 

@@ -46,6 +46,15 @@ SHAPES: list[Row] = [
     ("reshape 4, -1", lambda: fa.reshape(M, (4, -1)), ValueError, ["reshape", "(4, -1)", "6 is no multiple of 4"]),
     ("reshape 0, -1", lambda: fa.reshape(M, (0, -1)), ValueError, ["reshape", "(0, -1)", "not known"]),
     ("concat 0-d", lambda: fa.concat(A), ValueError, ["concat", "array 0", "float32[]", "stack"]),
+    ("full of a tensor", lambda: fa.full(2, A), ValueError, ["full", "one number", "float32", "(3,)"]),
+    ("arange of a tensor", lambda: fa.arange(A), ValueError, ["arange", "one number", "(3,)"]),
+    ("linspace of an array", lambda: fa.linspace(np.ones(2), 1, 3), ValueError, ["linspace", "one number", "(2,)"]),
+    ("pad a tuple of one", lambda: fa.pad(A, (1,)), TypeError, ["pad", "pad_width", "(1,)"]),
+    ("pad a fraction", lambda: fa.pad(A, [(1, 1.5)]), TypeError, ["pad", "pad_width", "1.5"]),
+    ("choice of a list", lambda: fa.random.default_rng(0).choice([1]), TypeError, ["choice", "list [1]", "asarray"]),
+    ("load a number", lambda: fa.io.load(3), TypeError, ["path", "int 3"]),  # type: ignore[arg-type]  # wrong
+    ("save in turn", lambda: fa.io.save_safetensors("x", {"a": A}), TypeError, ["save_safetensors", "path", "second"]),  # type: ignore[arg-type]  # wrong
+    ("save nowhere", lambda: fa.io.savez("/no/such/folder/x.npz", A), OSError, ["no such folder", "/no/such/folder"]),
     ("linspace num", lambda: fa.linspace(0, 1, -1), ValueError, ["linspace", "num", "-1"]),
     ("linspace fraction", lambda: fa.linspace(0, 1, 2.5), TypeError, ["linspace", "num", "2.5"]),
     ("reshape copy", lambda: fa.reshape(M.T, (6,), copy=False), ValueError, ["reshape", "copy"]),

@@ -340,7 +340,7 @@ BAD_SAVES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         "must be uint8 to be stored as F8_E5M2, got float32",
     ),
     "code name": (lambda p: fa.io.save_safetensors({}, p, codes={"x": "F8_E5M2"}), ValueError, r"\['x'\]"),
-    "no folder": (lambda p: fa.io.savez(p / "no" / "x.npz"), FileNotFoundError, "No such file"),
+    "no folder": (lambda p: fa.io.savez(p / "no" / "x.npz"), FileNotFoundError, "no such folder"),
 }
 
 
@@ -350,3 +350,13 @@ def test_bad_saves_write_nothing(case: str, tmp_path: Path) -> None:
     with pytest.raises(kind, match=message):
         call(tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_somebody_else_has_open_is_left_open(tmp_path: Path) -> None:
+    path = tmp_path / "theirs"
+    path.write_bytes(b"abc")
+    with path.open("rb") as theirs:
+        for load in (fa.io.load, fa.io.load_npz, fa.io.load_safetensors):
+            with pytest.raises(TypeError, match=r"os\.PathLike object, (got|not) int"):
+                load(theirs.fileno())  # type: ignore[operator]  # wrong on purpose
+        assert theirs.read() == b"abc"
