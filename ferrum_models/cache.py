@@ -194,4 +194,4 @@ class ModelCache:
 
     def __repr__(self) -> str:
         held = ", ".join(map(str, self.lengths))
-        return f"ModelCache({held} of {self.room.capacity} tokens, {self.room.kind}, {self.room.dtype})"
+        return f"ModelCache({held} of {self.room.capacity} tokens, {self.room.kind}, {self.room.kept})"

@@ -22,6 +22,7 @@ from ferrum_models.layers import (
     layer,
 )
 from ferrum_ops import ActivationKind, SequenceMeta, softcap
+from ferrum_ops.kv_cache import kept_as
 
 __all__ = ["ACTIVATIONS", "CausalLM", "Decoder", "DecoderConfig"]
 
@@ -228,7 +229,7 @@ class CausalLM(Module):
             capacity: the longest; all positions of the model if absent.
             kind: ``contiguous`` sets the memory aside at once, ``paged`` gives out blocks as sequences grow. Layers
                 with a window keep rings in both.
-            dtype: of keys and values; that of the model, or ``int8``.
+            dtype: of keys and values; that of the model, or ``int8`` or ``fp8_e4m3``; see ``KVSpec``.
             block_size: tokens of a block.
             blocks: how many blocks; enough for all sequences at full length if absent.
             chunk: the most tokens of one sequence in one pass.
@@ -245,8 +246,8 @@ class CausalLM(Module):
             raise ValueError(f"make_cache: capacity is {capacity}, but the model's positions end at {limit}")
         if blocks is None:
             blocks = sequences * -(-capacity // block_size)
-        wanted = self.dtype if dtype is None else Dtype(dtype)
-        room = Room(sequences, capacity, self.device, wanted, kind, block_size, blocks, min(chunk, capacity))
+        wanted, codes = kept_as(self.dtype if dtype is None else dtype)
+        room = Room(sequences, capacity, self.device, wanted, kind, block_size, blocks, min(chunk, capacity), codes)
         return ModelCache(room, [one.mixer.new_cache(room) for one in self.model.layers])
 
     def logits(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Caches of keys and values: contiguous, ring or paged, in floating-point or int8.
+"""Caches of keys and values: contiguous, ring or paged, in floating-point, int8 or E4M3.
 
 The three layouts are one memory, a row of slots that lie in blocks. They differ in which slot a position of a sequence
 has: see :class:`KVSpec`. Which sequence a token belongs to, where it stands and which blocks its sequence has is said
@@ -8,19 +8,33 @@ by a ``SequenceMeta``; the cache itself remembers nothing but the numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, get_args
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
 from ferrum_ops.checks import count, describe, instance
+from ferrum_ops.quant.minifloat import E4M3
 from ferrum_ops.types import SequenceMeta
 
-__all__ = ["GREATEST_SCALE", "KVCache", "KVSpec", "cache_of", "quantised", "read"]
+__all__ = ["GREATEST_SCALE", "KVCache", "KVSpec", "Layout", "cache_of", "kept_as", "quantised", "read"]
 
 Layout = Literal["contiguous", "ring", "paged"]
+Codes = Literal["", "fp8_e4m3"]
 
 #: 127 times the float32 after it is infinite
 GREATEST_SCALE = 2.6793883890187504e36
+#: and 448 times the one after this
+_GREATEST_E4M3_SCALE = 7.595588094610019e35
+
+
+def kept_as(dtype: Dtype | str) -> tuple[Dtype, Codes]:
+    """The dtype of the memory of a cache, and what its numbers stand for if not for themselves.
+
+    Raises:
+        ValueError: for no such dtype.
+    """
+    return (fa.uint8, "fp8_e4m3") if dtype == "fp8_e4m3" else (Dtype(dtype), "")
 
 
 @dataclass(frozen=True)
@@ -36,11 +50,17 @@ class KVSpec:
             ``p % block_size`` of its block, in place of what was there. ``paged``: in slot ``p % block_size`` of the
             block that the sequence's block table names at ``p // block_size``.
         dtype: a real floating dtype, or int8: then each token and head has a float32 scale, the greatest magnitude
-            over 127, for its key and one for its value.
+            over 127, for its key and one for its value. Or ``"fp8_e4m3"``, which is kept as uint8 with *codes*: floats
+            of 8 bits, with scales too, the greatest magnitude over 448. Where all numbers of a row are of about one
+            size int8 is nearer; where few are far greater than the others E4M3 is.
         value_dim: the length of a value, Dv; that of a key if absent.
+        codes: what uint8 stands for: ``"fp8_e4m3"``; empty for other dtypes.
+
+    Source of E4M3: Micikevicius et al., "FP8 formats for deep learning", 2022.
 
     Raises:
-        ValueError: for numbers below 1 or an unknown layout. TypeError: for another dtype.
+        ValueError: for numbers below 1 or an unknown layout. TypeError: for another dtype, or codes that are not its
+        own.
 
     Examples:
         >>> from ferrum_ops import KVSpec
@@ -56,6 +76,7 @@ class KVSpec:
     layout: Layout = "contiguous"
     dtype: Dtype = fa.float32
     value_dim: int = 0
+    codes: Codes = ""
 
     def __post_init__(self) -> None:
         if self.value_dim == 0:
@@ -64,10 +85,15 @@ class KVSpec:
             count("KVSpec", what, getattr(self, what))
         if self.layout not in get_args(Layout):
             raise ValueError(f"KVSpec: layout must be one of {', '.join(get_args(Layout))}, got {self.layout!r}")
-        dtype = Dtype(self.dtype)
-        if not (dtype.is_floating or dtype is fa.int8):
-            raise TypeError(f"KVSpec: dtype must be real floating-point or int8, got {dtype}")
+        dtype, codes = kept_as(self.dtype)
+        codes = self.codes or codes
+        if codes:
+            if codes not in get_args(Codes) or dtype is not fa.uint8:
+                raise TypeError(f"KVSpec: codes must be 'fp8_e4m3', of uint8, got {codes!r} of {dtype}")
+        elif not (dtype.is_floating or dtype is fa.int8):
+            raise TypeError(f"KVSpec: dtype must be real floating-point, int8 or 'fp8_e4m3', got {dtype}")
         object.__setattr__(self, "dtype", dtype)
+        object.__setattr__(self, "codes", codes)
 
     @property
     def slots(self) -> int:
@@ -76,8 +102,13 @@ class KVSpec:
 
     @property
     def quantised(self) -> bool:
-        """Whether keys and values are int8 with scales."""
-        return self.dtype is fa.int8
+        """Whether keys and values are int8 or codes, with scales."""
+        return not self.dtype.is_floating
+
+    @property
+    def kept(self) -> str:
+        """What keys and values are kept as: the name of a dtype, or ``fp8_e4m3``."""
+        return self.codes or self.dtype.name
 
     @property
     def nbytes(self) -> int:
@@ -96,7 +127,8 @@ class KVCache:
         spec: what it holds.
         k: [slots, Hkv, D].
         v: [slots, Hkv, Dv].
-        k_scale: [slots, Hkv] float32 where keys are int8: ``k * k_scale[..., None]`` are the numbers.
+        k_scale: [slots, Hkv] float32 where keys are int8 or codes: ``k * k_scale[..., None]`` are the numbers, where
+            codes stand for theirs.
         v_scale: the same of the values.
 
     Raises:
@@ -130,7 +162,9 @@ class KVCache:
             found: Tensor | None = getattr(self, name)
             if name.endswith("scale") and not spec.quantised:
                 if found is not None:
-                    raise ValueError(f"KVCache: {name} belongs to int8 caches, but this one holds {spec.dtype}")
+                    raise ValueError(
+                        f"KVCache: {name} belongs to int8 and fp8_e4m3 caches, but this one holds {spec.dtype}"
+                    )
             elif found is None or found.shape != shape or found.dtype is not dtype or found.device is not self.k.device:
                 given = "None" if found is None else describe(found)
                 raise ValueError(f"KVCache: {name} must be {dtype}[{','.join(map(str, shape))}], got {given}")
@@ -164,7 +198,7 @@ class KVCache:
         s = self.spec
         where = "" if self.device.kind == "cpu" else f" on {self.device}"
         return (
-            f"KVCache({s.layout}, {s.dtype.name}, {s.blocks} blocks of {s.block_size} slots, "
+            f"KVCache({s.layout}, {s.kept}, {s.blocks} blocks of {s.block_size} slots, "
             f"{s.kv_heads} heads of {s.head_dim}+{s.value_dim}{where})"
         )
 
@@ -180,15 +214,24 @@ def cache_of(op: str, cache: KVCache, *metas: SequenceMeta) -> KVCache:
     return instance(op, "cache", cache, KVCache, "KVCache.empty(spec)")
 
 
-def quantised(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows x [..., D] as int8 codes and float32 scales [...]: ``codes * scales[..., None]`` is x to half a step."""
+def quantised(x: Tensor, codes: Codes = "") -> tuple[Tensor, Tensor]:
+    """Rows x [..., D] as int8 or *codes*, and float32 scales [...]: times ``scales[..., None]`` they are nearest x."""
+    top, greatest = (E4M3.top, _GREATEST_E4M3_SCALE) if codes else (127.0, GREATEST_SCALE)
     wide = x.astype(fa.float32, copy=False)
-    scale = fa.max(fa.abs(wide), axis=-1) / 127.0
+    scale = fa.max(fa.abs(wide), axis=-1) / top
     finite = fa.isfinite(scale)
-    scale = fa.where(finite, fa.minimum(scale, GREATEST_SCALE), fa.nan)
+    scale = fa.where(finite, fa.minimum(scale, greatest), fa.nan)
     step = fa.expand_dims(fa.where(fa.logical_and(finite, scale > 0.0), scale, 1.0), axis=-1)
-    steps = fa.clip(fa.round(fa.where(fa.expand_dims(finite, axis=-1), wide, 0.0) / step), -127.0, 127.0)
-    return steps.astype(fa.int8), scale
+    steps = fa.where(fa.expand_dims(finite, axis=-1), wide, 0.0) / step
+    if codes:
+        return E4M3.encode(steps), scale
+    return fa.clip(fa.round(steps), -127.0, 127.0).astype(fa.int8), scale
+
+
+@cache
+def _numbers(device: Device) -> Tensor:
+    """What each of the 256 codes stands for, float32."""
+    return E4M3.decode(fa.arange(256, device="cpu").astype(fa.uint8)).to_device(device)
 
 
 def read(memory: Tensor, scale: Tensor | None, index: Tensor, dtype: Dtype) -> Tensor:
@@ -196,5 +239,9 @@ def read(memory: Tensor, scale: Tensor | None, index: Tensor, dtype: Dtype) -> T
     rows = fa.take(memory, index, axis=0)
     if scale is None:
         return rows.astype(dtype, copy=False)
-    wide = rows.astype(fa.float32) * fa.expand_dims(fa.take(scale, index, axis=0), axis=-1)
+    if memory.dtype is fa.uint8:
+        numbers = fa.take(_numbers(memory.device), rows.reshape(-1).astype(fa.int32), axis=0).reshape(rows.shape)
+    else:
+        numbers = rows.astype(fa.float32)
+    wide = numbers * fa.expand_dims(fa.take(scale, index, axis=0), axis=-1)
     return wide.astype(dtype, copy=False)

@@ -30,9 +30,9 @@ def kv_append(cache: KVCache, k: Tensor, v: Tensor, meta: SequenceMeta) -> None:
 
     Each token goes to the slot of its place: ``meta.slots`` where given; otherwise that of its position, which is the
     last ones of its sequence (``kv_lens``, which count the new tokens too, without it the tokens alone) unless
-    ``positions`` say otherwise. Numbers are rounded to the dtype of the cache; in int8 each token and head has the
-    scale amax / 127 and is rounded half to even, and a row with NaN or infinity becomes NaN. Everything is checked
-    before anything is written; after an error the cache is as before.
+    ``positions`` say otherwise. Numbers are rounded to the dtype of the cache; in int8 and E4M3 each token and head has
+    the scale amax / 127 or amax / 448 and is rounded half to even, and a row with NaN or infinity becomes NaN.
+    Everything is checked before anything is written; after an error the cache is as before.
 
     Raises:
         TypeError: for anything not real floating-point, or two dtypes. ValueError: for shapes, head counts or devices
@@ -77,8 +77,8 @@ def _kv_append(cache: KVCache, k: Tensor, v: Tensor, slots: tuple[int, ...], met
     on_host("kv_append", meta)
     # All numbers first, then all writes: an error in between would leave half of a token.
     if cache.spec.quantised:
-        k_codes, k_scale = quantised(k)
-        v_codes, v_scale = quantised(v)
+        k_codes, k_scale = quantised(k, cache.spec.codes)
+        v_codes, v_scale = quantised(v, cache.spec.codes)
         pairs = [(cache.k, k_codes), (cache.v, v_codes), (cache.k_scale, k_scale), (cache.v_scale, v_scale)]
     else:
         dtype = cache.spec.dtype
@@ -101,7 +101,7 @@ def kv_gather(cache: KVCache, seq: SequenceMeta, *, dtype: Any = None) -> tuple[
         cache: where they lie.
         seq: which: its ``kv_lens`` (or else its lengths) say how many keys each sequence has, its ``block_tables``
             where they lie; N is their sum.
-        dtype: of the result, floating; the dtype of the cache, or float32 for int8.
+        dtype: of the result, floating; the dtype of the cache, or float32 for int8 and E4M3.
 
     The result is a copy, in the order of positions, as ``attention`` takes it with *seq* as its meta.
 

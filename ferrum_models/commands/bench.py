@@ -43,7 +43,7 @@ def add(commands: Any) -> None:
     )
     command.add_argument("--batch-size", "-b", type=shared.positive, default=1, metavar="N", help="texts at once (1)")
     command.add_argument("--num-trials", "-n", type=shared.positive, default=3, metavar="N", help="trials (3)")
-    command.add_argument("--kv-bits", type=int, choices=(8,), help="8 keeps keys and values in int8")
+    shared.add_kv_dtype(command)
     command.add_argument(
         "--plot", type=Path, metavar="FILE", help="draw the medians under the machine's roof, as .png, .svg or .pdf"
     )
@@ -84,9 +84,8 @@ def _bench(options: argparse.Namespace) -> None:
 def _trial(model: CausalLM, options: argparse.Namespace, tokens: int) -> Trial:
     shape = (options.batch_size, options.prompt_tokens)
     ids = fa.random.default_rng(0).integers(0, model.config.vocab_size, shape, device="cpu").tolist()
-    kv_dtype = "int8" if options.kv_bits == 8 else None
     start = perf_counter()
-    batch = Batch(model, ids, max_new_tokens=tokens, stop_ids=(), kv_dtype=kv_dtype)
+    batch = Batch(model, ids, max_new_tokens=tokens, stop_ids=(), kv_dtype=shared.kv_dtype(options))
     batch.step()
     first = perf_counter()
     while batch.rows:

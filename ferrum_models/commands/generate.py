@@ -116,6 +116,8 @@ def _kept(options: argparse.Namespace, model: CausalLM) -> PromptCache:
         return fresh
     found = load_prompt_cache(path, model, limit=fresh.limit)
     assert found.cache is not None, "files hold at least one token"
-    if options.kv_bits == 8 and found.cache.room.dtype.standard_name != "int8":
-        raise ValueError(f"--kv-bits 8, but {path} holds {found.cache.room.dtype}; leave one of them out")
+    wanted = shared.kv_dtype(options)
+    if wanted is not None and found.cache.room.kept != wanted:
+        said = "--kv-bits 8" if options.kv_bits else f"--kv-dtype {wanted}"
+        raise ValueError(f"{said}, but {path} holds {found.cache.room.kept}; leave one of them out")
     return found

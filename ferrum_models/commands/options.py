@@ -23,12 +23,14 @@ from ferrum_models.tokenizing import Tokenizer
 __all__ = [
     "add_cache",
     "add_choice",
+    "add_kv_dtype",
     "add_model",
     "add_place",
     "check_dtype",
     "drafting",
     "dtype",
     "kept",
+    "kv_dtype",
     "loaded",
     "numbers",
     "positive",
@@ -77,11 +79,24 @@ def add_cache(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--max-kv-size", type=positive, metavar="N", help="the most tokens of prompt and answer that are remembered"
     )
-    command.add_argument("--kv-bits", type=int, choices=(8,), help="8 keeps keys and values in int8")
+    add_kv_dtype(command)
     command.add_argument("--draft-model", type=Path, metavar="DIR", help="a cheaper model that proposes tokens")
     command.add_argument(
         "--num-draft-tokens", type=positive, default=3, metavar="N", help="how many it proposes at a time (3)"
     )
+
+
+def add_kv_dtype(command: argparse.ArgumentParser) -> None:
+    """What keys and values are kept as."""
+    names = command.add_mutually_exclusive_group()
+    names.add_argument("--kv-bits", type=int, choices=(8,), help="8 keeps keys and values in int8")
+    names.add_argument("--kv-dtype", choices=("int8", "fp8_e4m3"), help="keep keys and values so")
+
+
+def kv_dtype(options: argparse.Namespace) -> str | None:
+    """What keys and values are kept as; None for the dtype of the model."""
+    wanted: str | None = options.kv_dtype
+    return "int8" if options.kv_bits == 8 else wanted
 
 
 def positive(text: str) -> int:
@@ -176,7 +191,7 @@ def kept(options: argparse.Namespace, model: CausalLM) -> PromptCache:
     limit = options.max_kv_size
     if limit is not None:
         limit = min(limit, model.config.max_position_embeddings)
-    return PromptCache(model, limit=limit, dtype="int8" if options.kv_bits == 8 else None)
+    return PromptCache(model, limit=limit, dtype=kv_dtype(options))
 
 
 def stop_ids(options: argparse.Namespace, model: CausalLM, tokenizer: Tokenizer) -> frozenset[int]:

@@ -34,7 +34,7 @@ class Batch:
         sampling: how tokens are chosen; the likeliest if absent.
         seeds: one for each row; that of *sampling* for all if absent.
         stop_ids: ids that end a row; those of the model's config if absent, none if empty.
-        kv_dtype: of the keys and values that are kept; that of the model, or ``int8``.
+        kv_dtype: of the keys and values that are kept; that of the model, ``int8`` or ``fp8_e4m3``.
         kind: see ``CausalLM.make_cache``.
 
     Raises:

@@ -19,7 +19,7 @@ from ferrum_ops.planning import block_slots
 __all__ = ["PromptCache", "load_prompt_cache", "save_prompt_cache"]
 
 _FORMAT = "ferrum prompt cache 2"
-_DTYPES = ("int8", *(one.standard_name for one in Dtype.all() if one.is_floating))
+_DTYPES = ("int8", "fp8_e4m3", *(one.standard_name for one in Dtype.all() if one.is_floating))
 _STEP = 256  # capacities are multiples of it
 _SAMPLED = 16  # numbers of each weight that tell models apart
 
@@ -36,7 +36,7 @@ class PromptCache:
         model: whose memory it is.
         limit: the most tokens that are remembered, which bounds prompt and answer together; all positions of the model
             if absent.
-        dtype: of keys and values; that of the model if absent, or ``int8``.
+        dtype: of keys and values; that of the model if absent, or ``int8`` or ``fp8_e4m3``.
         kind: see ``CausalLM.make_cache``.
         chunk: see ``CausalLM.make_cache``.
 
@@ -189,7 +189,7 @@ def save_prompt_cache(path: str | PathLike[str], cache: PromptCache) -> None:
     about = {
         "format": _FORMAT,
         "model": fingerprint(cache.model),
-        "dtype": room.dtype.standard_name,
+        "dtype": room.kept,
         "kind": room.kind,
         "chunk": str(room.chunk),
         "reached": str(cache.cache.reached[0]),

@@ -76,7 +76,8 @@ def generate_ids(
         sampling: how tokens are chosen; the likeliest if absent.
         stop_ids: ids that end the text; those of the model's config if absent, none if empty.
         cache: of one sequence, with room for the prompt and the new tokens; it holds them afterwards, but for the last.
-        kv_dtype: of the keys and values that are kept, where there is no cache; that of the model, or ``int8``.
+        kv_dtype: of the keys and values that are kept, where there is no cache; that of the model, ``int8``
+            or ``fp8_e4m3``.
         prompt_cache: what is remembered of an earlier prompt; what *ids* share with it is not computed again.
         draft: a model that proposes tokens; the text keeps the distribution of *model*.
 

@@ -20,6 +20,7 @@ from ferrum_ops import (
     rope,
     rope_append,
 )
+from ferrum_ops.kv_cache import Layout
 
 __all__ = ["CacheKind", "Room", "Step", "Turn"]
 
@@ -34,12 +35,13 @@ class Room:
         sequences: how many.
         capacity: the longest, in tokens.
         device: where.
-        dtype: of keys and values, floating or int8.
+        dtype: of keys and values, floating or int8; uint8 with *codes*.
         kind: ``contiguous``: memory for the longest from the start; layers with a window keep rings. ``paged``: blocks,
             given to sequences as they grow.
         block_size: tokens of a block, where they are paged.
         blocks: how many blocks, where they are paged.
         chunk: the most tokens of one sequence in a pass; rings are longer by it.
+        codes: what uint8 stands for, as in ``KVSpec``.
     """
 
     sequences: int
@@ -50,15 +52,23 @@ class Room:
     block_size: int
     blocks: int
     chunk: int
+    codes: Literal["", "fp8_e4m3"] = ""
+
+    @property
+    def kept(self) -> str:
+        """The name of what keys and values are kept as, as ``make_cache`` takes it."""
+        return self.codes or self.dtype.standard_name
 
     def keys(self, heads: int, head_dim: int, value_dim: int, window: int | None = None) -> KVCache:
         """Memory for keys and values of one layer."""
         if window is not None and window + self.chunk < self.capacity:
-            spec = KVSpec(heads, head_dim, self.sequences, window + self.chunk, "ring", self.dtype, value_dim)
+            layout: Layout = "ring"
+            blocks, size = self.sequences, window + self.chunk
         elif self.kind == "paged":
-            spec = KVSpec(heads, head_dim, self.blocks, self.block_size, "paged", self.dtype, value_dim)
+            layout, blocks, size = "paged", self.blocks, self.block_size
         else:
-            spec = KVSpec(heads, head_dim, self.sequences, self.capacity, "contiguous", self.dtype, value_dim)
+            layout, blocks, size = "contiguous", self.sequences, self.capacity
+        spec = KVSpec(heads, head_dim, blocks, size, layout, self.dtype, value_dim, self.codes)
         return KVCache.empty(spec, self.device)
 
 

@@ -122,6 +122,9 @@ def test_where_answers_end(ferrum: Shell, model: Path) -> None:
 def test_caches(ferrum: Shell, model: Path, tmp_path: Path) -> None:
     out = ferrum("generate", "--model", model, "-p", "the fox", "-m", 12, "--kv-bits", 8)
     assert out == answer(model, "the fox", kv_dtype="int8") + "\n"
+    assert out == ferrum("generate", "--model", model, "-p", "the fox", "-m", 12, "--kv-dtype", "int8")
+    out = ferrum("generate", "--model", model, "-p", "the fox", "-m", 12, "--kv-dtype", "fp8_e4m3")
+    assert out == answer(model, "the fox", kv_dtype="fp8_e4m3") + "\n"
     ids = Tokenizer.load(model).apply_chat_template([{"role": "user", "content": "the fox"}])
     out = ferrum("generate", "--model", model, "-p", "the fox", "-m", 12, "--max-kv-size", len(ids) + 4)
     assert out == answer(model, "the fox", tokens=5) + "\n"
@@ -146,6 +149,8 @@ def test_prompt_caches(ferrum: Shell, model: Path, tmp_path: Path) -> None:
     error = ferrum.fails("generate", "--model", model, "-p", "a", "--prompt-cache-file", path, "--kv-bits", 8)
     assert "--kv-bits 8, but" in error
     assert "holds float32" in error
+    error = ferrum.fails("generate", "--model", model, "-p", "a", "--prompt-cache-file", path, "--kv-dtype", "fp8_e4m3")
+    assert "--kv-dtype fp8_e4m3, but" in error
     error = ferrum.fails("generate", "--model", model, "-p", "a", "--prompt-cache-file", path, "--max-kv-size", 9)
     assert "but the limit is 9" in error
     path.unlink()

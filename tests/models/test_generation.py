@@ -21,7 +21,9 @@ from ferrum_models import (
     generate_ids,
     load,
     random_model,
+    step_obstacle,
     stream_generate,
+    use_captured_steps,
 )
 from ferrum_models.generation import Draft, generate_tokens
 from ferrum_models.generation.text import StopText, prompt_ids
@@ -115,12 +117,28 @@ def test_a_cache_goes_on_where_it_ended(model: CausalLM) -> None:
     assert first + list(generate_ids(model, first[-1:], max_new_tokens=7, cache=cache)) == whole
 
 
-def test_int8_keys_change_little(model: CausalLM) -> None:
+@pytest.mark.parametrize(("kept", "most"), [("int8", 0.05), ("fp8_e4m3", 0.1)])
+def test_coarse_keys_change_little(model: CausalLM, kept: str, most: float) -> None:
     ids = fa.asarray([PROMPT], device=model.device)
     exact = model(ids).numpy()
-    found = model(ids, cache=model.make_cache(1, 40, dtype="int8")).numpy()
+    found = model(ids, cache=model.make_cache(1, 40, dtype=kept)).numpy()
     error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-    assert 0 < error < 0.05
+    assert 0 < error < most
+
+
+def test_steps_whose_keys_no_kernel_reads_are_not_captured() -> None:
+    tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+    model = random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2})
+    cache = model.make_cache(1, 40, dtype="fp8_e4m3")
+    assert repr(cache) == "ModelCache(0 of 40 tokens, contiguous, fp8_e4m3)"
+    with (
+        use_captured_steps(True),
+        pytest.raises(fa.CaptureError, match="layer 0 keeps fp8_e4m3, which no kernel"),
+    ):
+        list(generate_ids(model, [1, 2], max_new_tokens=20, cache=cache))
+    plain = list(generate_ids(model, [1, 2], max_new_tokens=20, cache=model.make_cache(1, 40, dtype="fp8_e4m3")))
+    assert plain == list(generate_ids(model, [1, 2], max_new_tokens=20, kv_dtype="fp8_e4m3"))
+    assert step_obstacle(model) is None, "other caches of the model are not told by this one"
 
 
 def test_texts_end_at_their_end(model: CausalLM) -> None:

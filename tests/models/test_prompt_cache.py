@@ -317,19 +317,20 @@ def test_drafts_remember_too(model: CausalLM, monkeypatch: pytest.MonkeyPatch) -
     assert alone(model, text, prompt_cache=kept, draft=Draft(other)) == found
 
 
-def test_int8_goes_through_generation(model: CausalLM) -> None:
+@pytest.mark.parametrize("kept_in", ["int8", "fp8_e4m3"])
+def test_coarse_keys_go_through_generation(model: CausalLM, kept_in: str) -> None:
     text = [1, 2, 3, 4]
-    cache = model.make_cache(1, 40, dtype="int8")
+    cache = model.make_cache(1, 40, dtype=kept_in)
     expected = alone(model, text, cache=cache)
-    assert alone(model, text, kv_dtype="int8") == expected
-    assert alone(model, text, prompt_cache=PromptCache(model, dtype="int8")) == expected
+    assert alone(model, text, kv_dtype=kept_in) == expected
+    assert alone(model, text, prompt_cache=PromptCache(model, dtype=kept_in)) == expected
 
 
 # Files.
 
 
 @pytest.mark.parametrize("kind", ["contiguous", "paged"])
-@pytest.mark.parametrize("dtype", [None, "int8", "bf16"])
+@pytest.mark.parametrize("dtype", [None, "int8", "fp8_e4m3", "bf16"])
 @pytest.mark.parametrize("ring", [False, True])
 def test_files_bring_it_back(
     tmp_path: Path, model: CausalLM, windowed: CausalLM, kind: Any, dtype: str | None, ring: bool
@@ -346,7 +347,7 @@ def test_files_bring_it_back(
     assert back.ids == kept.ids
     assert back.cache is not None
     assert kept.cache is not None
-    assert (back.cache.room.kind, back.cache.room.dtype) == (kind, kept.cache.room.dtype)
+    assert (back.cache.room.kind, back.cache.room.kept) == (kind, kept.cache.room.kept)
     for asked in ([*text[:-2], 8, 8], [*text, 9], text[:-1], [1, 2], text):
         assert back.shared(asked) == kept.shared(asked)
         assert alone(one, asked, prompt_cache=back) == alone(one, asked, prompt_cache=kept)

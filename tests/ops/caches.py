@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from hypothesis import strategies as st
 
 import ferrum_array as fa
 from ferrum_ops import KVCache, KVSpec, SequenceMeta, kv_append
+from ferrum_ops.kv_cache import kept_as
 from tests.array.oracle import wide
 from tests.ops.oracle import Array, make, noise
 
@@ -48,7 +50,7 @@ class Case:
 
 
 @st.composite
-def cases(draw: Any, dtype: fa.Dtype | None = None, layouts: Sequence[str] = LAYOUTS) -> Case:
+def cases(draw: Any, dtype: fa.Dtype | str | None = None, layouts: Sequence[str] = LAYOUTS) -> Case:
     """Mixed batches: prompts, single tokens, parts of prompts, with partial last blocks."""
     sequences = draw(st.integers(1, 4))
     keys = tuple(draw(st.integers(0, 11)) for _ in range(sequences))
@@ -65,7 +67,8 @@ def cases(draw: Any, dtype: fa.Dtype | None = None, layouts: Sequence[str] = LAY
         tables = tuple((b,) for b in order[:sequences])
     heads = draw(st.sampled_from([1, 2, 3]))
     dim, value_dim = draw(st.sampled_from([(1, 1), (4, 4), (8, 5)]))
-    spec = KVSpec(heads, dim, blocks, size, layout, dtype or fa.float32, value_dim)
+    held, codes = kept_as(dtype or fa.float32)
+    spec = KVSpec(heads, dim, blocks, size, layout, held, value_dim, codes)
     return Case(spec, keys, queries, tables)
 
 
@@ -92,7 +95,7 @@ def filled(case: Case, device: fa.Device, dtype: fa.Dtype, seed: int) -> tuple[K
     cache = poisoned(spec, device)
     kv_append(cache, k, v, case.prompts)
     if spec.quantised:
-        exact_k, exact_v = int8(exact_k), int8(exact_v)
+        exact_k, exact_v = held_by(spec, exact_k), held_by(spec, exact_v)
     elif spec.dtype is not dtype:
         exact_k, exact_v = (wide(fa.asarray(x).astype(spec.dtype).numpy()) for x in (exact_k, exact_v))
     starts = np.cumsum((0, *case.keys))
@@ -106,3 +109,16 @@ def int8(x: Array) -> Array:
     scale = np.max(np.abs(x), axis=-1, keepdims=True) / np.float32(127)
     codes = np.rint(x / np.where(scale > 0, scale, 1)).clip(-127, 127)
     return (codes * scale).astype(np.float64)
+
+
+def e4m3(x: Array) -> Array:
+    """What is left of rows x [..., D] after E4M3 with a float32 scale for each."""
+    x = x.astype(np.float32)
+    scale = np.max(np.abs(x), axis=-1, keepdims=True) / np.float32(448)
+    codes = (x / np.where(scale > 0, scale, 1)).clip(-448, 448).astype(ml_dtypes.float8_e4m3fn)
+    return (codes.astype(np.float32) * scale).astype(np.float64)
+
+
+def held_by(spec: KVSpec, x: Array) -> Array:
+    """What is left of rows in a cache of codes or int8."""
+    return e4m3(x) if spec.codes else int8(x)

@@ -14,10 +14,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import ferrum_array as fa
 from ferrum_ops import KVCache, KVSpec, SequenceMeta, kv_append, kv_copy_blocks, kv_gather
+from ferrum_ops.kv_cache import kept_as
 from ferrum_ops.kv_slots import cache_slots
 from ferrum_ops.planning import block_slots, stretches
 from tests.array.oracle import wide
-from tests.ops.caches import Case, cases, filled, int8, poisoned, shuffled_tables
+from tests.ops.caches import Case, cases, filled, held_by, poisoned, shuffled_tables
 from tests.ops.oracle import Array, floats, make, noise
 
 # Plans, without arrays.
@@ -56,7 +57,7 @@ def test_a_ring_goes_round(size: int, positions: list[int]) -> None:
 @given(data=st.data())
 def test_what_was_written_is_read(device: fa.Device, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from(floats(device)))
-    case = data.draw(cases(data.draw(st.sampled_from([*floats(device), fa.int8]))))
+    case = data.draw(cases(data.draw(st.sampled_from([*floats(device), fa.int8, "fp8_e4m3"]))))
     cache, keys, values = filled(case, device, dtype, data.draw(st.integers(0, 99)))
     k, v = kv_gather(cache, case.prompts, dtype="f32")
     np.testing.assert_array_equal(wide(k.numpy()), np.concatenate(keys).astype(np.float32))
@@ -66,7 +67,7 @@ def test_what_was_written_is_read(device: fa.Device, data: st.DataObject) -> Non
 @settings(max_examples=30)
 @given(data=st.data())
 def test_in_pieces_as_in_one(device: fa.Device, data: st.DataObject) -> None:
-    case = data.draw(cases(data.draw(st.sampled_from([fa.float32, fa.int8]))))
+    case = data.draw(cases(data.draw(st.sampled_from([fa.float32, fa.int8, "fp8_e4m3"]))))
     spec, seed = case.spec, data.draw(st.integers(0, 99))
     whole, _, _ = filled(case, device, fa.float32, seed)
     total = sum(case.keys)
@@ -155,8 +156,9 @@ def test_appending_does_not_copy_the_cache() -> None:
 @given(data=st.data())
 def test_blocks_are_copied_as_they_were(device: fa.Device, data: st.DataObject) -> None:
     blocks, size = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))
-    dtype = data.draw(st.sampled_from([fa.float32, fa.int8]))
-    cache = KVCache.empty(KVSpec(1, 2, blocks, size, "paged", dtype), device)
+    dtype = data.draw(st.sampled_from(["f32", "i8", "fp8_e4m3"]))
+    held, codes = kept_as(dtype)
+    cache = KVCache.empty(KVSpec(1, 2, blocks, size, "paged", held, codes=codes), device)
     x = fa.asarray(noise(0, blocks * size, 1, 2), dtype="f32", device=device)
     kv_append(cache, x, -x, SequenceMeta((0, blocks * size), block_tables=(tuple(range(blocks)),)))
     before = kv_gather(cache, SequenceMeta((0, 0), kv_lens=(blocks * size,), block_tables=(tuple(range(blocks)),)))
@@ -176,9 +178,10 @@ def test_blocks_are_copied_as_they_were(device: fa.Device, data: st.DataObject) 
 class Serving(RuleBasedStateMachine):
     """A paged cache with shared prefixes: blocks are copied before a shared one is written."""
 
-    @initialize(size=st.integers(1, 3), dtype=st.sampled_from([fa.float32, fa.int8]))
-    def start(self, size: int, dtype: fa.Dtype) -> None:
-        self.cache = KVCache.empty(KVSpec(2, 3, 12, size, "paged", dtype))
+    @initialize(size=st.integers(1, 3), dtype=st.sampled_from(["f32", "i8", "fp8_e4m3"]))
+    def start(self, size: int, dtype: str) -> None:
+        held, codes = kept_as(dtype)
+        self.cache = KVCache.empty(KVSpec(2, 3, 12, size, "paged", held, codes=codes))
         self.size = size
         self.free = list(range(12))
         self.tables: dict[int, list[int]] = {}
@@ -237,7 +240,7 @@ class Serving(RuleBasedStateMachine):
             k, v = kv_gather(self.cache, meta)
             expected = np.asarray(rows, np.float64).reshape(len(rows), 2, 3)
             if self.cache.spec.quantised:
-                expected = int8(expected)
+                expected = held_by(self.cache.spec, expected)
             np.testing.assert_array_equal(wide(k.numpy()), expected.astype(np.float32))
             np.testing.assert_array_equal(wide(v.numpy()), -expected.astype(np.float32))
 
@@ -326,7 +329,7 @@ def test_bad_specs() -> None:
         KVSpec(1, 1, 1, 0)
     with pytest.raises(ValueError, match="layout must be one of contiguous, ring, paged, got 'tree'"):
         KVSpec(1, 1, 1, 1, "tree")  # type: ignore[arg-type] # what is tested
-    with pytest.raises(TypeError, match="dtype must be real floating-point or int8, got int16"):
+    with pytest.raises(TypeError, match="dtype must be real floating-point, int8 or 'fp8_e4m3', got int16"):
         KVSpec(1, 1, 1, 1, dtype=fa.int16)
     spec = KVSpec(1, 2, 1, 3, dtype=fa.int8)
     good = KVCache.empty(spec)
@@ -334,7 +337,7 @@ def test_bad_specs() -> None:
         KVCache(spec, good.k, good.v)
     with pytest.raises(ValueError, match=r"v must be int8\[3,1,2\], got float32"):
         KVCache(spec, good.k, fa.zeros((3, 1, 2)), good.k_scale, good.v_scale)
-    with pytest.raises(ValueError, match="k_scale belongs to int8 caches"):
+    with pytest.raises(ValueError, match="k_scale belongs to int8 and fp8_e4m3 caches"):
         KVCache(KVSpec(1, 2, 1, 3), fa.zeros((3, 1, 2)), fa.zeros((3, 1, 2)), fa.zeros((3, 1)))
     with pytest.raises(TypeError, match="dtype must be real floating-point, got int8"):
         kv_gather(good, SequenceMeta.packed([1]), dtype="i8")

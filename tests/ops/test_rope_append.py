@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import ferrum_array as fa
 from ferrum_ops import KVCache, KVSpec, SequenceMeta, explain, kv_append, qk_norm_rope, rope, rope_append, rope_table
+from ferrum_ops.kv_cache import kept_as
 from tests.array.oracle import wide
 from tests.ops.oracle import Array, check, floats, make, noise
 from tests.ops.test_norm import exact_rms
@@ -83,13 +84,14 @@ def test_as_the_oracle_says(
 
 
 @pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("held_in", ["float32", "float16", "int8"])
+@pytest.mark.parametrize("held_in", ["float32", "float16", "int8", "fp8_e4m3"])
 def test_it_is_what_it_is_composed_of(norm: bool, held_in: str) -> None:
     """On NumPy storage, where it is the composition, to the bit."""
     q, k, v = (make(noise(i, 3, heads, 8), fa.float32, fa.Device("cpu"))[0] for i, heads in enumerate((4, 2, 2)))
     cos, sin = rope_table(range(3), 8, 100.0)
     meta = SequenceMeta.packed([3])
-    fused, composed = (KVCache.empty(KVSpec(2, 8, 1, 4, dtype=fa.Dtype(held_in))) for _ in range(2))
+    held, codes = kept_as(held_in)
+    fused, composed = (KVCache.empty(KVSpec(2, 8, 1, 4, dtype=held, codes=codes)) for _ in range(2))
     if norm:
         got = rope_append(fused, q, k, v, cos, sin, meta, eps=1e-5)
         want, turned = qk_norm_rope(q, k, None, None, cos, sin, eps=1e-5)
