@@ -139,14 +139,14 @@ def test_why_not_by_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise fa.CaptureError("decode_step cannot be captured: it reads")
 
     monkeypatch.setattr(captured.fa, "capture", refuse)
-    want = text(model, [1, 2], 9, False)
-    assert text(model, [1, 2], 9, None) == want
+    want = text(model, [1, 2], 16, False)
+    assert text(model, [1, 2], 16, None) == want
     assert len(tried) == 2  # with the choice of tokens, and without
     assert step_obstacle(model) == "decode_step cannot be captured: it reads"
-    assert text(model, [1, 2], 9, None) == want
+    assert text(model, [1, 2], 16, None) == want
     assert len(tried) == 2  # and never again
     with pytest.raises(fa.CaptureError, match="it reads"):
-        text(model, [1, 2], 9, True)
+        text(model, [1, 2], 16, True)
 
 
 @pytest.mark.usefixtures("captures")
