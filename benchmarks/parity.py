@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -48,17 +47,6 @@ def cached(model: CausalLM, ids: Array, kind: Any) -> Array:
     return result
 
 
-def greedy(peer: Any, prompt: Sequence[int], count: int) -> list[int]:
-    """The tokens that transformers chooses."""
-    import torch
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of other people's libraries
-        found = peer.generate(torch.tensor([list(prompt)]), max_new_tokens=count, do_sample=False, eos_token_id=None)
-    ids: list[int] = found[0, len(prompt) :].tolist()
-    return ids
-
-
 def row(name: str, devices: Sequence[fa.Device]) -> str:
     """One line of the table."""
     config, entries = FAMILIES[name]
@@ -68,7 +56,7 @@ def row(name: str, devices: Sequence[fa.Device]) -> str:
         folder = Path(scratch)
         peer = parity.make(config, folder, **entries)
         expected = parity.logits_of(peer, ids)
-        wanted = greedy(peer, ids[0].tolist(), 24)
+        wanted = parity.greedy_of(peer, ids[0].tolist(), 24)
         cells, agree = [], True
         for device in devices:
             model = parity.ours(folder, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -100,6 +101,12 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     folder = tmp_path_factory.mktemp(request.param)
     config, entries = FAMILIES[request.param]
     return folder, parity.make(config, folder, **entries)
+
+
+def test_the_documents_compare_them_all() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    table = page.split("python -m benchmarks.parity")[1].split("\n## ")[0]
+    assert re.findall(r"^\| (\S+) \| .* \| the same \|$", table, re.MULTILINE) == list(FAMILIES)
 
 
 def test_logits(pair: tuple[Path, Any], device: fa.Device) -> None:
