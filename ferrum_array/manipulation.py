@@ -262,7 +262,8 @@ def unstack(x: Tensor, /, *, axis: int = 0) -> tuple[Tensor, ...]:
     """
     x = tensor("unstack", x)
     place = normalize_axis("unstack", axis, x.ndim)
-    return tuple(x[(slice(None),) * place + (i,)] for i in range(x.shape[place]))
+    before, part = (slice(None),) * place, x._spec.call["getitem"]
+    return tuple(wrap(part(x._data, (*before, i)), x._spec) for i in range(x.shape[place]))
 
 
 def flip(x: Tensor, /, *, axis: Axis = None) -> Tensor:

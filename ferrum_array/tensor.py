@@ -347,7 +347,8 @@ class Tensor(Interchange, Methods):
     def __iter__(self) -> Iterator[Tensor]:
         if not self.shape:
             raise TypeError("iteration over a 0-d tensor: it has no axis to go along; use item()")
-        return (self[i] for i in range(self.shape[0]))
+        spec, part = self._spec, self._spec.call["getitem"]
+        return (wrap(part(self._data, i), spec) for i in range(self.shape[0]))
 
     def __contains__(self, value: object) -> bool:
         if not _operand(value):
