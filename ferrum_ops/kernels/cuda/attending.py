@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
+from ferrum_array.tensor import wrap
 from ferrum_ops.kernels.cuda.launch import INTERPRETED, Kernel, capability, empty, power_of_two, processors
 from ferrum_ops.kernels.cuda.layouts import in_order
 from ferrum_ops.kernels.cuda.source import prefill as source
@@ -25,6 +26,8 @@ _LONGEST: Final = 256
 _FEW: Final = 128
 #: rows of a block in which heads that share keys are put together
 _PACKED: Final = 64
+#: of heads that fill no 16 bytes, in 16 bits, so many rows or keys at most: 300 met an illegal address on an H200
+_ODD: Final = 32
 #: what a descriptor asks of addresses and steps, in bytes
 _ALIGNED: Final = 16
 #: queries of a block of the kernel for Hopper
@@ -88,6 +91,9 @@ def refuses(
     """Why the kernels cannot take a call that dtypes and features allow, or None."""
     if max(q.shape[-1], v.shape[-1]) > _LONGEST:
         return f"takes heads of up to {_LONGEST}, not {q.shape[-1]}+{v.shape[-1]}"
+    odd = any(x.shape[-1] * x._data.itemsize % _ALIGNED for x in (q, v))
+    if odd and q.dtype is not fa.float32 and max(q.shape[-3] * (q.shape[-2] // k.shape[-2]), k.shape[-3]) > _ODD:
+        return f"takes more than {_ODD} queries or keys only if heads fill 16 bytes, not {q.shape[-1]}+{v.shape[-1]}"
     return None
 
 
@@ -201,6 +207,14 @@ def _bulk(x: _Laid) -> bool:
     return INTERPRETED or data.data.ptr % _ALIGNED == 0
 
 
+def _whole(x: _Laid) -> _Laid:
+    """*x*; a copy where steps or the address are in the way of descriptors, and heads are not."""
+    data = x.tensor._data
+    if not data.size or data.shape[-1] * data.itemsize % _ALIGNED or _bulk(x):
+        return x
+    return _laid(wrap(data.copy("C"), x.tensor._spec))
+
+
 # Any GPU.
 
 
@@ -243,6 +257,8 @@ def _general(call: _Call) -> None:
     config = _config(min(rows, 2 * _PACKED), *dims, dtype, exact)
     blocks = -(-rows // config.rows)
     bias = call.bias
+    if halves:
+        call = call._replace(k=_whole(call.k), v=_whole(call.v))
     bulk = halves and _bulk(call.k) and _bulk(call.v)
     _ATTENTION(
         (call.batches * blocks * (call.heads // pack),),
@@ -252,8 +268,7 @@ def _general(call: _Call) -> None:
         *((None,) * 4 if bias is None else _bias_steps(bias, len(call.out._data.shape) - 3)),
         *call.numbers,
         warps=config.warps,
-        # Copies that go ahead of products are made of whole words; without them, code for rows of odd lengths that
-        # should go ahead read beyond its shared memory (Triton 3.6; compute-sanitizer saw it).
+        # Copies that go ahead of products are made of whole words, and rows of odd lengths have none.
         stages=config.stages if bulk or not halves else 1,
         GROUP=call.group,
         PACK=pack,

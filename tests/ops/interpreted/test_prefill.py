@@ -31,7 +31,8 @@ def attended(
     options: AttentionOptions,
 ) -> tuple[fa.Tensor, fa.Tensor]:  # fmt: skip
     """The result in memory that held NaN; it must not depend on whether the sums are asked for."""
-    assert attending.refuses(q, k, v, bias, meta, options) is None
+    with mock.patch.object(attending, "_ODD", 1000):
+        assert attending.refuses(q, k, v, bias, meta, options) is None
     with poison(attending), mock.patch.object(attending, "_config", return_value=config):
         out, sums = attending.attention_with_sums(q, k, v, bias, meta, options)
         alone, nothing = attending.attention(q, k, v, bias, meta, options)
@@ -148,19 +149,45 @@ def test_weights_of_few_keys_are_not_rounded() -> None:
     check(out, want, fa.float16, 2e-3)
 
 
-@pytest.mark.parametrize("dtype", ["f16", "f32"])
-@pytest.mark.parametrize(("dim", "value_dim", "bulk"), [(64, 128, True), (33, 64, False), (64, 7, False)])
-def test_halves_that_descriptors_cannot_copy_are_not_copied_ahead(
-    dtype: str, dim: int, value_dim: int, bulk: bool
+def launched(q: fa.Tensor, k: fa.Tensor, v: fa.Tensor) -> dict[str, Any]:
+    """The constants that the general kernel is launched with."""
+    with mock.patch.object(attending, "_ATTENTION") as kernel:
+        attending.attention(q, k, v, None, None, AttentionOptions(1.0))
+    return dict(kernel.call_args.kwargs)
+
+
+@pytest.mark.parametrize(("dtype", "dim", "value_dim", "bulk"), [
+    ("f16", 64, 128, True), ("f16", 33, 64, False), ("f16", 64, 7, False), ("f32", 64, 64, False), ("f32", 9, 7, False),
+])  # fmt: skip
+def test_halves_are_copied_ahead_by_descriptors_alone(dtype: str, dim: int, value_dim: int, bulk: bool) -> None:
+    q = fa.zeros((100, 2, dim), dtype=dtype, device="cpu")
+    constants = launched(q, q, fa.zeros((100, 2, value_dim), dtype=dtype, device="cpu"))
+    assert constants["BULK"] is bulk
+    assert (constants["stages"] == 1) is (dtype == "f16" and not bulk)
+
+
+def test_halves_that_lie_askew_are_copied_for_descriptors() -> None:
+    q, v = (fa.asarray(noise(i, 40, 2, 16), dtype="f16", device="cpu") for i in range(2))
+    k = fa.asarray(noise(2, 40, 2, 20), dtype="f16", device="cpu")[..., :16]  # a step of 40 bytes
+    assert launched(q, k, v)["BULK"] is True
+    out, _ = attended(q, k, v, None, None, Config(16, 16, 4, 2), AttentionOptions(0.25))
+    check(out, exact_attention(*map(wide, (q, k, v)), scale=0.25)[0], fa.float16, WITHIN[fa.float16])
+
+
+@pytest.mark.parametrize(("dtype", "dim", "value_dim", "taken"), [
+    ("f16", 33, 64, False), ("bf16", 64, 7, False), ("f32", 33, 7, True), ("f16", 40, 8, True),
+])  # fmt: skip
+@pytest.mark.parametrize(("queries", "keys"), [(1, 33), (11, 2)])
+def test_many_odd_rows_of_halves_are_left_to_the_reference(
+    dtype: str, dim: int, value_dim: int, taken: bool, queries: int, keys: int
 ) -> None:
-    """Code that copied odd rows of halves ahead read beyond its shared memory."""
-    q = fa.zeros((300, 2, dim), dtype=dtype, device="cpu")
-    v = fa.zeros((300, 2, value_dim), dtype=dtype, device="cpu")
-    with mock.patch.object(attending, "_ATTENTION") as launched:
-        attending.attention(q, q, v, None, None, AttentionOptions(1.0))
-    halves = dtype == "f16"
-    assert launched.call_args.kwargs["BULK"] is (bulk and halves)
-    assert (launched.call_args.kwargs["stages"] == 1) is (halves and not bulk)
+    """An illegal address was seen on a device with more of them; three heads share keys."""
+    q = fa.zeros((queries, 3, dim), dtype=dtype, device="cpu")
+    k = fa.zeros((keys, 1, dim), dtype=dtype, device="cpu")
+    v = fa.zeros((keys, 1, value_dim), dtype=dtype, device="cpu")
+    assert (attending.refuses(q, k, v, None, None, AttentionOptions(1.0)) is None) is taken
+    few = q[:10], k[:32], v[:32]
+    assert attending.refuses(*few, None, None, AttentionOptions(1.0)) is None
 
 
 def test_long_heads_are_refused() -> None:
