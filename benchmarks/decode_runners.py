@@ -41,6 +41,8 @@ class Ours:
     def __init__(self, path: str, dtype: str, threads: int) -> None:
         import ferrum_array as fa
         from ferrum_models import load
+        from ferrum_models.generation.captured import Steps
+        from ferrum_models.generation.sampling import Chooser, Sampling
         from ferrum_models.generation.tokens import prefill
         from ferrum_ops import sample, set_threads
 
@@ -48,12 +50,17 @@ class Ours:
         self._fa, self._sample, self._prefill = fa, sample, prefill
         self._model, _ = load(path, dtype=dtype, progress=False)
         self._cache = self._model.make_cache(1, _ROOM)
+        chooser = Chooser(Sampling(), [[0]], self._model.config.vocab_size, self._model.device)
+        self._steps = Steps(self._model, self._cache, chooser, GENERATED)  # as text is generated
 
     def prefill(self, ids: list[int]) -> Any:
         self._cache.truncate([0])
         return np.asarray(self._prefill(self._model, ids, self._cache)[0].tolist(), np.float32)
 
     def decode(self, token: int) -> int:
+        made = self._steps.advance([0], [token])
+        if made is not None:
+            return made.read()[0][0] if made.inside else int(self._sample(made.logits())[0])
         ids = self._fa.asarray([token], dtype=self._fa.int64)
         return int(self._sample(self._model.logits(self._model.forward(ids, [1], self._cache)))[0])
 
