@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ferrum_models import cli, generate, load, random_model
-from tests.models.test_prompt_cache import TINY
+from tests.models.memories import TINY
 from tests.models.test_tokenizing import library
 from tests.models.test_tokenizing import write as write_tokenizer
 

@@ -20,7 +20,7 @@ from ferrum_models import (
     random_model,
 )
 from ferrum_models.generation import generate_tokens
-from tests.models.test_prompt_cache import LATENT, MOE, RECURRENT, TINY
+from tests.models.memories import LATENT, MOE, RECURRENT, TINY
 from tests.models.test_tokenizing import library
 from tests.models.test_tokenizing import write as write_tokenizer
 

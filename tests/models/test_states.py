@@ -13,7 +13,7 @@ import ferrum_array as fa
 from ferrum_models import random_model
 from ferrum_models.layers import RecurrentState
 from ferrum_ops import KVCache
-from tests.models.test_prompt_cache import LATENT, RECURRENT
+from tests.models.memories import LATENT, RECURRENT
 
 MODEL = random_model(RECURRENT, seed=3, device="cpu")
 FEEDS = st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), min_size=1, max_size=5)
