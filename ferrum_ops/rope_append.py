@@ -12,6 +12,9 @@ from ferrum_ops.types import SequenceMeta
 
 __all__ = ["rope_append"]
 
+#: whose values can stand in a key: True would be taken for 1
+_PLAIN = frozenset((int, float, type(None)))
+
 _ROPE_APPEND: Op[Tensor] = Op("rope_append")  # rows are chosen by the dtypes of q, of the table and of the cache
 
 
@@ -53,6 +56,45 @@ def rope_append(
         >>> cache.k[0], cache.v[0]
         (Tensor([[-6.,  3.]]), Tensor([[1., 2.]]))
     """
+    pairs = bool(interleaved)
+    key: tuple[object, ...] | None = None
+    known: tuple[int, tuple[str, ...]] | None = None
+    if type(meta) is SequenceMeta and type(cache) is KVCache and {type(eps), type(offset), type(rotary_dim)} <= _PLAIN:
+        # the layers of a model give operands of one kind, and what was in order once is in order again
+        operands = tuple([_kind(x) for x in (cache.k, q, k, v, cos, sin, wq, wk)])
+        key = ("rope_append", cache.spec, operands, eps, offset, rotary_dim, pairs)
+        known = meta.notes.get(key)
+    if known is None:
+        known = _checked(cache, q, k, v, cos, sin, meta, wq, wk, eps, offset, rotary_dim, pairs)
+        if key is not None:
+            meta.notes[key] = known
+    turning, features = known
+    dtypes = (q.dtype, cos.dtype, cache.spec.dtype)
+    norm = None if eps is None else (eps, offset)
+    return _ROPE_APPEND(q.device, dtypes, features, cache, q, k, v, cos, sin, meta, wq, wk, norm, turning, pairs)
+
+
+def _kind(x: object) -> object:
+    """All that is checked of an operand."""
+    return (x._spec, x._data.shape) if type(x) is Tensor else type(x)
+
+
+def _checked(
+    cache: KVCache,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    meta: SequenceMeta,
+    wq: Tensor | None,
+    wk: Tensor | None,
+    eps: float | None,
+    offset: float,
+    rotary_dim: int | None,
+    interleaved: bool,
+) -> tuple[int, tuple[str, ...]]:
+    """How many dimensions turn, and the features of the call, once it is known to be in order."""
     append_slots("rope_append", cache, k, v, meta)
     turning = check_rope_pair("rope_append", q, k, cos, sin, rotary_dim)
     if eps is not None:
@@ -68,10 +110,7 @@ def rope_append(
         *rope_features(q, turning, interleaved),
         *mixed(q, wq, wk),
     )
-    dtypes = (q.dtype, cos.dtype, cache.spec.dtype)
-    norm = None if eps is None else (eps, offset)
-    pairs = bool(interleaved)
-    return _ROPE_APPEND(q.device, dtypes, features, cache, q, k, v, cos, sin, meta, wq, wk, norm, turning, pairs)
+    return turning, features
 
 
 @_ROPE_APPEND.reference

@@ -179,7 +179,10 @@ def test_bad_input_is_refused_and_nothing_is_written(
 ) -> None:
     cache = KVCache.empty(KVSpec(1, 4, 1, 4))
     cos, sin = rope_table([0, 1], 4, 100.0)
-    given = {"q": X, "k": X, "v": X, "cos": cos, "sin": sin, "meta": SequenceMeta.packed([2])} | arguments
+    good: dict[str, Any] = {"q": X, "k": X, "v": X, "cos": cos, "sin": sin, "meta": SequenceMeta.packed([2])}
+    for eps in (None, 1e-5):  # what is in order for this meta is known after it
+        rope_append(KVCache.empty(cache.spec), **good, eps=eps)
+    given = good | arguments
     with pytest.raises(error, match=message):
         rope_append(cache, **given)
     assert not fa.any(cache.k)
