@@ -146,12 +146,6 @@ class Tape:
         """Whether it shows memory of the state."""
         return id(_root(array)) in self._state
 
-    def moved(self, array: Array) -> Array:
-        """A copy of the state's *array*, which takes its place."""
-        copy = array.copy(order="C")
-        self._state.add(id(copy))
-        return copy
-
     def fixed(self, array: Array) -> bool:
         """Whether it is the same at each replay."""
         return id(_root(array)) in self._constant
@@ -380,9 +374,12 @@ def _guarded_exclusive(function: Callable[[Any], bool]) -> Callable[[Any], bool]
             return False
         alone = tape.sees_alone(holder, function)
         if tape.is_state(holder._data):
-            if not alone:  # once, as a call before the recording would have done
-                holder._data = tape.moved(holder._data)
-            return True
+            if alone:
+                return True
+            raise tape.refuse(
+                "it writes into its state while another tensor shows the same memory, so that the state would move; "
+                "copy what it keeps of it first"
+            )
         if alone:
             raise tape.refuse(
                 "it writes into a tensor that is neither its argument nor its own; name it in state=, and keep it"
@@ -402,6 +399,9 @@ class HostGraph:
         me = get_ident()
         if me in ACTIVE:
             raise Unrecordable("another function is being captured in this thread; call the function itself there")
+        for holder in state:  # here, and not while its place is being written down
+            if not (CPU.backend.exclusive(holder) and holder._data.flags.c_contiguous):
+                holder._data = holder._data.copy(order="C")
         tape = Tape(state)
         self._buffers = [tape.own(raw.copy(order="C")) for raw in inputs]
         with _changing:

@@ -62,10 +62,14 @@ def run(program: Program, x: fa.Tensor, y: fa.Tensor) -> tuple[fa.Tensor, ...]:
             made[2:] = left[:2]
             made *= 0.5
             found.append(made)
+        elif name == "mark":
+            marks = fa.zeros((4, 6))
+            marks[fa.arange(4), fa.argmax(left, axis=1)] = right[0, :4]
+            found.append(marks)
     return tuple(found)
 
 
-names = st.sampled_from([*ONE, *TWO, "write row", "write number", "in place", "made"])
+names = st.sampled_from([*ONE, *TWO, "write row", "write number", "in place", "made", "mark"])
 programs = st.lists(st.tuples(names, st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=9)
 
 
@@ -219,6 +223,49 @@ def test_other_threads_go_on_meanwhile() -> None:
 def test_a_capture_in_a_capture_is_refused() -> None:
     with pytest.raises(fa.CaptureError, match="another function is being captured in this thread"):
         fa.capture(lambda x: fa.capture(lambda y: y + 1, x)(x), fa.zeros(1))
+
+
+def test_a_state_that_others_see_gets_its_own_memory_once() -> None:
+    state = fa.zeros(2)
+    other = state[...]
+
+    def add(x: fa.Tensor) -> fa.Tensor:
+        state[0] = state[0] + x[0]
+        return state * 1.0
+
+    captured = fa.capture(add, fa.ones(1), state=[state])
+    assert [captured(fa.ones(1)).tolist() for _ in range(3)] == [[2, 0], [3, 0], [4, 0]]
+    assert state.tolist() == [4, 0]
+    assert other.tolist() == [0, 0]
+
+
+def test_a_state_that_is_kept_and_written() -> None:
+    state = fa.asarray([[1.0, 2.0], [3.0, 4.0]])
+
+    def shift(x: fa.Tensor) -> fa.Tensor:
+        old = state[1:]
+        state[0] = x
+        return old + state[0]
+
+    with pytest.raises(fa.CaptureError, match="writes into its state while another tensor shows the same memory"):
+        fa.capture(shift, fa.zeros(2), state=[state])
+    assert state.tolist() == [[1, 2], [3, 4]]
+
+
+def test_memory_stays_where_a_view_of_it_is_written() -> None:
+    held = [fa.asarray(np.arange(1 << 16, dtype="f4"))]
+
+    def step(x: fa.Tensor) -> fa.Tensor:
+        y = held[0][...]
+        y[0] = 9.0  # a copy: others see the memory
+        return held[0] + x + 0.0 * y
+
+    captured = fa.capture(step, fa.zeros(1 << 16))
+    held.clear()
+    gc.collect()
+    clutter = [fa.full((1 << 16,), 9.0) for _ in range(20)]
+    assert np.array_equal(np.asarray(captured(fa.zeros(1 << 16))), np.arange(1 << 16, dtype="f4"))
+    assert len(clutter) == 20
 
 
 def test_memory_stays_as_long_as_the_graph() -> None:

@@ -163,8 +163,6 @@ def written(x: Tensor) -> Array:
             copy = x._data.copy(order="C")
             source, x._data = tape.hold(x._data), tape.own(copy)
             tape.items.append(lambda: np.copyto(copy, source))
-        elif not x._data.flags.c_contiguous:
-            x._data = tape.moved(x._data)
     elif not (x._spec.device.backend.exclusive(x) and x._data.flags.c_contiguous):
         x._data = x._data.copy(order="C")
     return bits(x._data.reshape(-1), x._spec.dtype)
