@@ -24,8 +24,6 @@ Codes = Literal["", "fp8_e4m3"]
 
 #: 127 times the float32 after it is infinite
 GREATEST_SCALE = 2.6793883890187504e36
-#: and 448 times the one after this
-_GREATEST_E4M3_SCALE = 7.595588094610019e35
 
 
 def kept_as(dtype: Dtype | str) -> tuple[Dtype, Codes]:
@@ -216,11 +214,11 @@ def cache_of(op: str, cache: KVCache, *metas: SequenceMeta) -> KVCache:
 
 def quantised(x: Tensor, codes: Codes = "") -> tuple[Tensor, Tensor]:
     """Rows x [..., D] as int8 or *codes*, and float32 scales [...]: times ``scales[..., None]`` they are nearest x."""
-    top, greatest = (E4M3.top, _GREATEST_E4M3_SCALE) if codes else (127.0, GREATEST_SCALE)
+    top = E4M3.top if codes else 127.0
     wide = x.astype(fa.float32, copy=False)
     scale = fa.max(fa.abs(wide), axis=-1) / top
     finite = fa.isfinite(scale)
-    scale = fa.where(finite, fa.minimum(scale, greatest), fa.nan)
+    scale = fa.where(finite, fa.minimum(scale, GREATEST_SCALE), fa.nan)
     step = fa.expand_dims(fa.where(fa.logical_and(finite, scale > 0.0), scale, 1.0), axis=-1)
     steps = fa.where(fa.expand_dims(finite, axis=-1), wide, 0.0) / step
     if codes:
