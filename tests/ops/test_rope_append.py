@@ -183,7 +183,8 @@ def test_bad_input_is_refused_and_nothing_is_written(
     for eps in (None, 1e-5):  # what is in order for this meta is known after it
         rope_append(KVCache.empty(cache.spec), **good, eps=eps)
     given = good | arguments
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as caught:
         rope_append(cache, **given)
+    assert str(caught.value).startswith("rope_append: "), "what it is composed of found it"
     assert not fa.any(cache.k)
     assert not fa.any(cache.v)
