@@ -151,12 +151,15 @@ register(_row("moe_combine", "moe:moe_combine", "residual"))
 _BLOCKS = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "gguf_mxfp4")
 
 register(
-    _row(
-        "linear",
-        "blocks:linear",
-        *(f"quant:{name}" for name in _BLOCKS),
-        *("bias", "mixed", "dtype"),
-        name="linear_blocks",
-        when=f"{_HERE}.blocks:linear_refuses",
+    *(
+        _row(
+            "linear",
+            f"blocks:{place}",
+            *(f"quant:{name}" for name in _BLOCKS),
+            *("bias", "mixed", "dtype"),
+            name=name,
+            when=f"{_HERE}.blocks:{place}_refuses",
+        )
+        for name, place in (("linear_blocks_few", "linear_few"), ("linear_blocks", "linear"))
     )
 )

@@ -138,7 +138,7 @@ def task(typing: Any, body: Any, arguments: Any) -> Any:
         place = cgutils.alloca_once(builder, packed)
         for i, value in enumerate(values):
             builder.store(value, cgutils.gep_inbounds(builder, place, 0, i))
-        function = _trampoline(context, builder.module, body, called, packed, _JOB)
+        function = _trampoline(context, builder.module, body, called, packed)
         both = [builder.ptrtoint(function, _WORD), builder.ptrtoint(place, _WORD)]
         return context.make_tuple(builder, types.UniTuple(types.int64, 2), both)
 
@@ -146,10 +146,11 @@ def task(typing: Any, body: Any, arguments: Any) -> Any:
 
 
 @intrinsic
-def keep(typing: Any, body: Any, arguments: Any, _to: Any) -> Any:
-    """The address of ``body(*arguments)``, and how many bytes these arguments take, which are written to an address.
+def keep(typing: Any, body: Any, arguments: Any, _code: Any, _to: Any) -> Any:
+    """The address of ``body(*arguments)``, and how many bytes it takes: code and arguments are written to an address.
 
-    For ``again``, for as long as they stay there. What they show must stay, too: it is not kept alive by them.
+    For ``again``, for as long as they stay there. What they show must stay, too: it is not kept alive by them. *code*
+    is where the compiled *body* begins. It is not linked in, for a copy that is compiled here may add in another order.
     """
     called = body.get_call_type(typing, arguments.types, {})
 
@@ -160,18 +161,18 @@ def keep(typing: Any, body: Any, arguments: Any, _to: Any) -> Any:
                 arguments.types, cgutils.unpack_tuple(builder, args[1], len(arguments.types)), strict=True
             )
         ]
-        packed = ir.LiteralStructType([value.type for value in values])
+        packed = ir.LiteralStructType([_WORD, *(value.type for value in values)])
         size = context.get_abi_sizeof(packed)
         if size > _MOST:
             raise ValueError(f"the arguments of a kept call take {size} bytes; {_MOST} are set aside")
-        place = builder.inttoptr(args[2], packed.as_pointer())
-        for i, value in enumerate(values):
+        place = builder.inttoptr(args[3], packed.as_pointer())
+        for i, value in enumerate([args[2], *values]):
             builder.store(value, cgutils.gep_inbounds(builder, place, 0, i))
-        function = _trampoline(context, builder.module, body, called, packed, _KEPT)
+        function = _far_trampoline(context, builder.module, called, packed)
         both = [builder.ptrtoint(function, _WORD), _WORD(size)]
         return context.make_tuple(builder, types.UniTuple(types.int64, 2), both)
 
-    return types.UniTuple(types.int64, 2)(body, arguments, types.int64), generate
+    return types.UniTuple(types.int64, 2)(body, arguments, types.int64, types.int64), generate
 
 
 def _shown(builder: Any, kind: Any, value: Any) -> Any:
@@ -196,17 +197,33 @@ def again(_typing: Any, _function: Any, _arguments: Any) -> Any:
     return types.void(types.int64, types.int64), generate
 
 
-def _trampoline(context: Any, module: Any, body: Any, called: Any, packed: Any, form: Any) -> Any:
-    """A function of a *form* that unpacks its arguments and calls *body*, with what else it is given."""
+def _trampoline(context: Any, module: Any, body: Any, called: Any, packed: Any) -> Any:
+    """A function of the type of all jobs that unpacks its arguments and calls *body*."""
     compiled = body.dispatcher.overloads[called.args]
     context.active_code_library.add_linking_library(compiled.library)
     target = context.declare_function(module, compiled.fndesc)
-    function = ir.Function(module, form, module.get_unique_name(f"job.{compiled.fndesc.unique_name}"))
+    function = ir.Function(module, _JOB, module.get_unique_name(f"job.{compiled.fndesc.unique_name}"))
     function.linkage = "internal"
     builder = ir.IRBuilder(function.append_basic_block())
     place = builder.bitcast(function.args[0], packed.as_pointer())
     values = [builder.load(cgutils.gep_inbounds(builder, place, 0, i)) for i in range(len(packed.elements))]
     # whether it raised is not asked: code of jobs has nothing that raises
     context.call_conv.call_function(builder, target, called.return_type, called.args, [*values, *function.args[1:]])
+    builder.ret_void()
+    return function
+
+
+def _far_trampoline(context: Any, module: Any, called: Any, packed: Any) -> Any:
+    """A function that finds the address of another and its arguments, and calls it."""
+    function = ir.Function(module, _KEPT, module.get_unique_name("kept"))
+    function.linkage = "internal"
+    builder = ir.IRBuilder(function.append_basic_block())
+    place = builder.bitcast(function.args[0], packed.as_pointer())
+    code, *values = (builder.load(cgutils.gep_inbounds(builder, place, 0, i)) for i in range(len(packed.elements)))
+    kind = context.call_conv.get_function_type(called.return_type, called.args)
+    # whether it raised is not asked: code of kernels has nothing that raises
+    context.call_conv.call_function(
+        builder, builder.inttoptr(code, kind.as_pointer()), called.return_type, called.args, values
+    )
     builder.ret_void()
     return function

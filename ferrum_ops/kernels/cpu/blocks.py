@@ -20,16 +20,20 @@ import numpy as np
 import ferrum_array as fa
 from ferrum_array import Dtype, Tensor
 from ferrum_ops.gemm import linear as products
-from ferrum_ops.kernels.cpu.arrays import Array, empty, flat
+from ferrum_ops.kernels.cpu.arrays import Array, empty, flat, rows
 from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.block_dots import DOTS, POWERS, step_and_offset
+from ferrum_ops.kernels.cpu.gemm import EVERY
+from ferrum_ops.kernels.cpu.graph import launch
+from ferrum_ops.kernels.cpu.inputs import as_rows
 from ferrum_ops.kernels.cpu.intrinsics import get, get_bits, put
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.kernels.cpu.threads import crew, share
-from ferrum_ops.quant.gguf import TYPES, GgufScheme
+from ferrum_ops.quant.gguf import TYPES, GgufScheme, GgufType
 from ferrum_ops.quant.tensor import QuantTensor
+from ferrum_ops.recorded import records
 
-__all__ = ["linear", "linear_refuses"]
+__all__ = ["linear", "linear_few", "linear_few_refuses", "linear_refuses"]
 
 #: with so many rows of inputs or fewer, a block of so many numbers is multiplied as soon as it is read
 _FEW = {32: 2, 256: 8}
@@ -200,7 +204,7 @@ def _row(name: str) -> Any:
             total = _0
             for block in range(blocks):
                 total += dot(b, h, (column * blocks + block) * size, x, block * length)
-            out[column] = total
+            put(out, column, total)
 
     @jit(variant=(name,))
     def whole(b: Any, h: Any, x: Any, out: Any, columns: int, blocks: int, grain: int, crew: int) -> None:
@@ -233,26 +237,53 @@ def linear_refuses(_x: Tensor, w: Tensor | QuantTensor, _bias: Tensor | None, ou
     return None if out in _DTYPES else f"does not give {out}"
 
 
-def linear(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype) -> Tensor:
-    """The op."""
+def linear_few_refuses(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out: Dtype) -> str | None:
+    """The same, for a few rows of inputs."""
+    reason = linear_refuses(x, w, bias, out)
+    if reason is not None:
+        return reason
+    assert isinstance(w, QuantTensor)
+    most = _FEW[_type_of(w).block]
+    return None if math.prod(x.shape[:-1]) <= most or not x.shape[-1] else f"takes up to {most} rows"
+
+
+def _type_of(w: QuantTensor) -> GgufType:
     assert isinstance(w.scheme, GgufScheme)
-    name, found = w.scheme.type, TYPES[w.scheme.type]
-    (columns, count), given = w.shape, math.prod(x.shape[:-1])
-    blocks = count // found.block
+    return TYPES[w.scheme.type]
+
+
+def _lines(w: QuantTensor) -> tuple[Array, Array]:
+    """The bytes of the blocks, and the same in pairs where all blocks have an even number."""
     line = flat(w.parts["blocks"])
-    halves = line.view(np.int16) if found.size % 2 == 0 else np.empty(0, np.int16)
-    result, target = empty((*x.shape[:-1], columns), fa.float32, x)
-    if given <= _FEW[found.block] or not count:
-        numbers = flat(x.astype("f32", copy=False))
-        grain = max(_GRAIN // max(count, 1), 1)
-        work = crew(columns * count)
-        if given == 1 and name in DOTS:
-            _row(name)(line, halves, numbers, target, columns, blocks, grain, work)
-        else:
-            _products(name)(line, halves, numbers, target, given, columns, blocks, grain, work)
+    return line, line.view(np.int16) if _type_of(w).size % 2 == 0 else np.empty(0, np.int16)
+
+
+@records
+def linear_few(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype) -> Tensor:
+    """The op, for a few rows of inputs."""
+    assert isinstance(w.scheme, GgufScheme)
+    name = w.scheme.type
+    (columns, count), given = w.shape, math.prod(x.shape[:-1])
+    blocks, grain, work = count // _type_of(w).block, max(_GRAIN // max(count, 1), 1), crew(columns * count)
+    numbers = flat(x) if x.dtype is fa.float32 else as_rows(*rows(x), EVERY, given, count, fa.float32, 0).memory
+    alone = given == 1 and name in DOTS
+    result, target = empty((*x.shape[:-1], columns), out if alone and bias is None else fa.float32, x)
+    if alone:
+        launch(_row(name), *_lines(w), numbers, target, columns, blocks, grain, work)
     else:
-        x = fa.reshape(x.astype("f32", copy=False), (given, count))
-        _many(name, line, halves, x, target.reshape(given, columns))
+        launch(_products(name), *_lines(w), numbers, target, given, columns, blocks, grain, work)
+    if bias is not None:
+        result += bias.astype("f32", copy=False)
+    return result.astype(out, copy=False)
+
+
+def linear(x: Tensor, w: QuantTensor, bias: Tensor | None, out: Dtype) -> Tensor:
+    """The op, for many rows of inputs."""
+    assert isinstance(w.scheme, GgufScheme)
+    (columns, count), given = w.shape, math.prod(x.shape[:-1])
+    result, target = empty((*x.shape[:-1], columns), fa.float32, x)
+    x = fa.reshape(x.astype("f32", copy=False), (given, count))
+    _many(w.scheme.type, *_lines(w), x, target.reshape(given, columns))
     if bias is not None:
         result += bias.astype("f32", copy=False)
     return result.astype(out, copy=False)

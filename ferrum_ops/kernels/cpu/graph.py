@@ -66,10 +66,17 @@ def _keeper(function: Any) -> Any:
         plain = function.py_func
 
         @jit(variant=(plain.__module__, plain.__qualname__))
-        def keep(arguments: Any, to: int) -> Any:
-            return atomic.keep(function, arguments, to)
+        def keep(arguments: Any, code: int, to: int) -> Any:
+            return atomic.keep(function, arguments, code, to)
 
         found = _keepers[function] = keep
+    return found
+
+
+def _code_of(function: Any, arguments: tuple[Any, ...]) -> int:
+    """Where the code begins that a call with these arguments has run."""
+    compiled = function.overloads[tuple(map(function.typeof_pyval, arguments))]
+    found: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
     return found
 
 
@@ -89,7 +96,7 @@ class _Calls:
             self._memory.append(np.zeros(_BLOCK, np.int64))
             self._free = 0
         to = self._memory[-1].ctypes.data + 8 * self._free
-        address, size = _keeper(function)(arguments, to)
+        address, size = _keeper(function)(arguments, _code_of(function, arguments), to)
         self._free += -(-size // 64) * 8
         if self._count == len(self._pairs):
             self._pairs = np.concatenate((self._pairs, np.empty_like(self._pairs)))
