@@ -102,6 +102,7 @@ __all__ += statistical.__all__
 __all__ += utility.__all__
 
 doors.open_doors()
+names.advise(Tensor, [name for name in __all__ if callable(globals().get(name)) and name[0].islower()])
 
 _LAZY = ("io", "random", "testing")
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ferrum_array.dtype import Dtype
 from ferrum_array.formatting import represent
-from ferrum_array.names import UFUNCS, tensor_advice
+from ferrum_array.names import UFUNCS
 from ferrum_array.spec import Spec
 
 if TYPE_CHECKING:
@@ -141,12 +141,6 @@ class Interchange:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         return self.copy()
-
-    if not TYPE_CHECKING:  # tools that check types shall find misspelt names
-
-        def __getattr__(self, name: str) -> NoReturn:
-            hint = "" if name.startswith("_") else tensor_advice(name, sys.modules[__package__])
-            raise AttributeError(f"'Tensor' object has no attribute {name!r}{hint}")
 
     def __repr__(self) -> str:
         return represent(self, "Tensor(", ")")
