@@ -12,7 +12,7 @@ from ferrum_array.device import Device, get_default_device
 from ferrum_array.spec import Spec
 from ferrum_array.tensor import Tensor, wrap
 
-__all__ = ["CaptureError", "Captured", "Reading", "capture"]
+__all__ = ["CaptureError", "Captured", "Reading", "capture", "rebuilt"]
 
 _R = TypeVar("_R")
 _OURS = ("ferrum_array", "ferrum_ops", "ferrum_models")
@@ -127,7 +127,7 @@ class Captured(Generic[_R]):
             )
         with self._lock:
             raws = recording.replay([x._data for x in tensors], not self.borrowed)
-        result: _R = _rebuilt(self._form, iter([wrap(raw, spec) for raw, spec in zip(raws, self._specs, strict=True)]))
+        result: _R = rebuilt(self._form, iter([wrap(raw, spec) for raw, spec in zip(raws, self._specs, strict=True)]))
         return result
 
     def __repr__(self) -> str:
@@ -248,7 +248,7 @@ def _flattened(name: str, value: object, found: list[Tensor]) -> Any:
     )
 
 
-def _rebuilt(form: Any, tensors: Any) -> Any:
+def rebuilt(form: Any, tensors: Any) -> Any:
     """A result of this form with the next of *tensors*."""
     if form is Tensor:
         return next(tensors)
@@ -256,8 +256,8 @@ def _rebuilt(form: Any, tensors: Any) -> Any:
         return None
     kind, parts = form
     if kind is dict:
-        return {key: _rebuilt(part, tensors) for key, part in parts.items()}
-    values = [_rebuilt(part, tensors) for part in parts]
+        return {key: rebuilt(part, tensors) for key, part in parts.items()}
+    values = [rebuilt(part, tensors) for part in parts]
     return kind(*values) if hasattr(kind, "_fields") else kind(values)
 
 

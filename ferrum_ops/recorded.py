@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from ferrum_array import CaptureError, Tensor
 from ferrum_array.backends.tape import ACTIVE, Tape, recording
+from ferrum_array.capture import rebuilt
 from ferrum_array.tensor import wrap
 from ferrum_ops.types import SequenceMeta
 
@@ -60,7 +61,7 @@ def run_aside(tape: Tape, function: Callable[..., Any], arguments: tuple[Any, ..
         return [one._data for one in found]
 
     raws = tape.foreign(run)
-    return _given(form, iter([wrap(raw, one._spec) for raw, one in zip(raws, found, strict=True)]))
+    return rebuilt(form, iter([wrap(raw, one._spec) for raw, one in zip(raws, found, strict=True)]))
 
 
 def _handle(value: Any) -> Any:
@@ -79,13 +80,3 @@ def _taken(value: Any, found: list[Tensor]) -> Any:
     if isinstance(value, tuple):
         return value.__class__, [_taken(one, found) for one in value]
     return None
-
-
-def _given(form: Any, tensors: Any) -> Any:
-    if form is Tensor:
-        return next(tensors)
-    if form is None:
-        return None
-    kind, parts = form
-    values = [_given(part, tensors) for part in parts]
-    return kind(*values) if hasattr(kind, "_fields") else kind(values)
