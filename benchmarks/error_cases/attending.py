@@ -1,4 +1,4 @@
-"""Attention; to an int8 cache the distance is from what the cache holds."""
+"""Attention; to a cache of 8 bits the distance is from what the cache holds."""
 
 from __future__ import annotations
 
@@ -95,6 +95,11 @@ def _paged_attention(draw: Draw) -> Results:
 @case("paged_attention", "int8")
 def _paged_attention_int8(draw: Draw) -> Results:
     yield from to_a_cache(draw, empty(draw, fa.int8))
+
+
+@case("paged_attention", "E4M3")
+def _paged_attention_e4m3(draw: Draw) -> Results:
+    yield from to_a_cache(draw, empty(draw, "fp8_e4m3"))
 
 
 @case("merge_attention")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import ml_dtypes
 import numpy as np
 
 import ferrum_array as fa
 from benchmarks.ops_error import Draw, Results, case
 from ferrum_ops import KVCache, KVSpec, SequenceMeta, kv_append, kv_copy_blocks, kv_gather
+from ferrum_ops.kv_cache import kept_as
 from tests.array.oracle import to_dtype, wide
 from tests.ops.oracle import Array
 
@@ -49,7 +51,7 @@ class Filled:
         return k, v
 
 
-def empty(draw: Draw, dtype: fa.Dtype, *, ring: bool = True) -> Filled:
+def empty(draw: Draw, dtype: fa.Dtype | str, *, ring: bool = True) -> Filled:
     """A cache of any layout with room for some sequences."""
     layout = draw.one_of("contiguous", "paged", "paged", *(("ring",) if ring else ()))
     lengths = [draw.between(1, 40) for _ in range(draw.one_of(1, 2, 4))]
@@ -63,7 +65,8 @@ def empty(draw: Draw, dtype: fa.Dtype, *, ring: bool = True) -> Filled:
     else:
         size = max(lengths) if layout == "contiguous" else 20
     dims = draw.one_of((16, 16), (64, 64), (24, 16))
-    spec = KVSpec(draw.one_of(1, 2), dims[0], blocks, size, layout, dtype, dims[1])
+    held, codes = kept_as(dtype)
+    spec = KVSpec(draw.one_of(1, 2), dims[0], blocks, size, layout, held, dims[1], codes)
     return Filled(KVCache.empty(spec, draw.device), lengths, tables)
 
 
@@ -86,7 +89,8 @@ def numbers(cache: KVCache) -> tuple[Array, Array]:
     """What the cache holds, in float64."""
     found = []
     for memory, scale in ((cache.k, cache.k_scale), (cache.v, cache.v_scale)):
-        found.append(wide(memory) * (1.0 if scale is None else wide(scale)[..., None]))
+        held = memory.numpy().view(ml_dtypes.float8_e4m3fn).astype(np.float64) if cache.spec.codes else wide(memory)
+        found.append(held * (1.0 if scale is None else wide(scale)[..., None]))
     return found[0], found[1]
 
 
@@ -99,12 +103,22 @@ def _kv_append(draw: Draw) -> Results:
         yield memory, wide(to_dtype(want, dtype))
 
 
-@case("kv_append", "int8")
-def _kv_append_int8(draw: Draw) -> Results:
-    filled = empty(draw, fa.int8)
+def rounded(draw: Draw, dtype: str) -> Results:
+    """Tokens appended to a cache of 8 bits: against the tokens as they were."""
+    filled = empty(draw, dtype)
     fill(draw, filled)
     for got, want in zip(numbers(filled.cache), filled.memory(), strict=True):
         yield fa.asarray(got, device="cpu"), want
+
+
+@case("kv_append", "int8")
+def _kv_append_int8(draw: Draw) -> Results:
+    yield from rounded(draw, "int8")
+
+
+@case("kv_append", "E4M3")
+def _kv_append_e4m3(draw: Draw) -> Results:
+    yield from rounded(draw, "fp8_e4m3")
 
 
 @case("kv_gather")
@@ -118,9 +132,9 @@ def _kv_gather(draw: Draw) -> Results:
         yield tensor, np.stack([token[i] for tokens in filled.held for token in tokens])
 
 
-@case("kv_gather", "int8")
-def _kv_gather_int8(draw: Draw) -> Results:
-    filled = empty(draw, fa.int8, ring=False)
+def gathered(draw: Draw, dtype: str) -> Results:
+    """Tokens read from a cache of 8 bits: against what it holds."""
+    filled = empty(draw, dtype, ring=False)
     fill(draw, filled)
     draw.ran.clear()
     seq = filled.meta([0] * len(filled.lengths), filled.lengths)
@@ -128,6 +142,16 @@ def _kv_gather_int8(draw: Draw) -> Results:
     got = draw.call(kv_gather, filled.cache, seq, dtype=draw.dtype)
     for tensor, held in zip(got, numbers(filled.cache), strict=True):
         yield tensor, held[slots]
+
+
+@case("kv_gather", "int8")
+def _kv_gather_int8(draw: Draw) -> Results:
+    yield from gathered(draw, "int8")
+
+
+@case("kv_gather", "E4M3")
+def _kv_gather_e4m3(draw: Draw) -> Results:
+    yield from gathered(draw, "fp8_e4m3")
 
 
 @case("kv_copy_blocks")
