@@ -24,6 +24,9 @@ _COMBINE: Final = Kernel(source.combine)
 #: the longest keys and values for which there are registers
 _LONGEST: Final = 512
 _MOST_SPLITS: Final = 128
+#: so many parts may be as short as this, in keys
+_FEW_PARTS: Final = 9
+_SHORT: Final = 128
 #: programs along the second and third axis of a grid
 _MOST_BLOCKS: Final = 65535
 #: float32 as three parts of fewer bits: as exact as float32 in its sums, and on tensor cores
@@ -118,7 +121,8 @@ def _attend(
     config = config or code
     blocks = -(-most * group // config.rows)
     programs = plan.sequences * spec.kv_heads * blocks
-    splits = splits or _splits(programs, reach, processors(q.device), constants["PAIRS"])
+    half = q.dtype.itemsize == 2 == spec.dtype.itemsize
+    splits = splits or _splits(programs, reach, processors(q.device), constants["PAIRS"], half)
     split = splits > 1
     parts = None
     if split:  # with a place for the sum of each, behind them all
@@ -216,12 +220,16 @@ def _for_many(wide: int, crowded: bool, quantised: bool) -> Config:
     return Config(128 if crowded else 64, 64, 4, 3, True)
 
 
-def _splits(programs: int, keys: int, processors: int, pairs: bool) -> int:
+def _splits(programs: int, keys: int, processors: int, pairs: bool, half: bool) -> int:
     """Into how many parts the keys of each sequence go, for so many programs without it.
 
     So many that all programs run at once: two on a processor, four of the smaller ones that read pairs. Lengths may
-    differ much from the bound, so a part has no more keys than others can wait for.
+    differ much from the bound, so a part has no more keys than others can wait for; nor so few that what a part costs
+    counts, which is little where queries and keys are of 16 bits (*half*) and parts are not many.
     """
     most, least = (4, 256) if pairs else (2, 512)
     wanted = max(most * processors // programs, -(-keys // 8192))
-    return max(1, min(wanted, -(-keys // least), _MOST_SPLITS))
+    worth = -(-keys // least)
+    if half:
+        worth = max(worth, min(-(-keys // _SHORT), _FEW_PARTS))
+    return max(1, min(wanted, worth, _MOST_SPLITS))

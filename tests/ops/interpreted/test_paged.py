@@ -21,7 +21,6 @@ from ferrum_ops.kernels.cuda.paged import Config
 from ferrum_ops.tiled import AttentionOptions
 from tests.array.oracle import wide
 from tests.ops.caches import Case, filled, poisoned, shuffled_tables
-from tests.ops.interpreted.test_launch import _compiling
 from tests.ops.oracle import Array, check, make, noise
 from tests.ops.test_attention import exact_attention
 
@@ -359,7 +358,7 @@ def test_places_that_are_not_used_may_hold_anything(cpu: fa.Device) -> None:
     plans.check_tables(spec, plan)
 
 
-# What the rows refuse, and what is compiled.
+# What the rows refuse.
 
 
 def test_what_is_refused(cpu: fa.Device) -> None:
@@ -373,35 +372,3 @@ def test_what_is_refused(cpu: fa.Device) -> None:
     assert refusal(513) == "takes heads of up to 512, not 513+16"
     assert refusal(16, 65536) == "takes up to 65535 sequences, not 65536"
     assert refusal(16, sinks=fa.ones(1, dtype="f64")) == "does not take float64 sinks"
-
-
-def test_every_configuration_compiles_for_hopper(tmp_path: object) -> None:
-    """With room in shared memory, and with registers for all of it."""
-    printed = _compiling(f"""
-        import os
-        os.environ["TRITON_CACHE_DIR"] = {str(tmp_path)!r}
-        from ferrum_ops import KVSpec
-        from ferrum_ops.kernels.cuda import paged
-        F, H, I = fa.float32, fa.bfloat16, fa.int8
-        for q, k, rows, dim, value_dim, layout in (
-            (H, H, 4, 128, 128, "paged"), (H, I, 4, 128, 128, "contiguous"), (H, H, 512, 128, 128, "paged"),
-            (H, I, 512, 128, 128, "paged"), (H, H, 64, 256, 256, "ring"), (F, F, 512, 256, 256, "paged"),
-            (H, F, 512, 512, 512, "paged"), (H, H, 512, 512, 512, "paged"),
-        ):
-            spec = KVSpec(1, dim, 4, 64, layout, k, value_dim)
-            pairs = k is I and rows <= 16
-            config, constants = paged._code(spec, q, rows, layout == "paged", pairs)
-            split = rows == 4
-            scale, parts = F if k is I else None, F if split else None
-            kinds = [q, k, k, scale, scale, None, fa.int32, fa.int32, fa.int32, q, None, parts]
-            kinds += ["i32"] * 7 + [("i32",)] * 2 + ["i32"] * 3 + ["fp32", None, None]
-            made = paged._ATTEND.compiled(90, config.warps, config.stages, kinds, dict(
-                SPLIT=split, CAUSAL=True, DIM=dim, VALUE_DIM=value_dim, BD=constants["BD"], BV=constants["BV"],
-                BM=config.rows, BN=config.keys, PAGE=constants["PAGE"], LAYOUT=layout, WHOLE=config.whole,
-                PRECISION=constants["PRECISION"], PAIRS=pairs, ASSEMBLY=True))
-            print(made.metadata.shared, made.asm["ptx"].count("sub.f16x2"))
-    """)
-    shared, pairs = zip(*(map(int, line.split()) for line in printed.splitlines()), strict=True)
-    assert len(shared) == 8
-    assert max(shared) <= 227 * 1024
-    assert [n > 0 for n in pairs] == [False, True, False, False, False, False, False, False]
