@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from ferrum_array.dispatch import DEFAULT_FLOAT, broadcast, tensor, unify
 from ferrum_array.manipulation import broadcast_to, reshape
-from ferrum_array.products import matrices
+from ferrum_array.products import matrices, widened
 from ferrum_array.spec import spec_of
 from ferrum_array.tensor import Tensor, wrap
 
@@ -88,7 +88,7 @@ def cholesky(x: Tensor, /, *, upper: bool = False) -> Tensor:
 
 
 def inv(x: Tensor, /) -> Tensor:
-    """The inverses of square matrices.
+    """The inverses [..., M, M] of square matrices [..., M, M].
 
     Raises:
         ValueError: for matrices that are not square or singular.
@@ -104,7 +104,7 @@ def inv(x: Tensor, /) -> Tensor:
 
 
 def det(x: Tensor, /) -> Tensor:
-    """The determinants of square matrices.
+    """The determinants [...] of square matrices [..., M, M].
 
     Raises:
         ValueError: for matrices that are not square.
@@ -119,7 +119,7 @@ def det(x: Tensor, /) -> Tensor:
 
 
 def slogdet(x: Tensor, /) -> SlogdetResult:
-    """Sign and logarithm of the absolute value of the determinants: no overflow for large matrices.
+    """Sign [...] and logarithm of the absolute value [...] of the determinants: no overflow for large matrices.
 
     Raises:
         ValueError: for matrices that are not square.
@@ -145,7 +145,9 @@ def solve(x1: Tensor, x2: Tensor, /) -> Tensor:
         >>> fa.linalg.solve(fa.asarray([[2.0, 0.0], [0.0, 4.0]]), fa.asarray([2.0, 2.0]))
         Tensor([1. , 0.5])
     """
-    x1, x2 = floating_matrices("solve", x1, square=True), tensor("solve", x2, "x2")
+    x1, x2 = matrices("solve", x1, square=True), tensor("solve", x2, "x2")
+    if not (x2.dtype.is_floating or x2.dtype.is_complex):
+        x1 = floating_matrices("solve", x1)  # else x2 decides: integers beside float64 keep their digits
     spec, (left, right) = unify("solve", x1, x2)
     if not x2.ndim or x2.shape[-2 if x2.ndim > 1 else 0] != x1.shape[-1]:
         raise ValueError(f"solve: {x2._summary()} does not fit the matrices {x1._summary()}")
@@ -182,12 +184,12 @@ def qr(x: Tensor, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRR
 
 
 def eigh(x: Tensor, /) -> EighResult:
-    """Eigenvalues, ascending, and eigenvectors (columns) of symmetric or Hermitian matrices.
+    """Eigenvalues [..., M], ascending, and eigenvectors [..., M, M] (columns) of symmetric or Hermitian matrices.
 
     Only the lower triangle is read.
 
     Raises:
-        ValueError: for matrices that are not square.
+        ValueError: for matrices that are not square, or not finite.
 
     Examples:
         >>> import ferrum_array as fa
@@ -203,7 +205,7 @@ def eigvalsh(x: Tensor, /) -> Tensor:
     """The eigenvalues of :func:`eigh`.
 
     Raises:
-        ValueError: for matrices that are not square.
+        ValueError: for matrices that are not square, or not finite.
 
     Examples:
         >>> import ferrum_array as fa
@@ -214,23 +216,18 @@ def eigvalsh(x: Tensor, /) -> Tensor:
     return wrap(_result(x, "eigvalsh"), spec_of(x.dtype.real, x.device))
 
 
-def _wide(x: Tensor) -> Tensor:
-    """Real matrices in the precision of their complex dtype: 16-bit eigenvalues would be rounded on the way there."""
-    return x.astype(x.dtype.complex.real, copy=False) if x.dtype.is_floating else x
-
-
 def eig(x: Tensor, /) -> EigResult:
-    """Eigenvalues, in no order, and eigenvectors (columns) of square matrices: complex also for real ones.
+    """Eigenvalues [..., M], in no order, and eigenvectors [..., M, M] (columns) of square matrices: always complex.
 
     Raises:
-        ValueError: for matrices that are not square.
+        ValueError: for matrices that are not square, or not finite.
 
     Examples:
         >>> import ferrum_array as fa
         >>> fa.linalg.eig(fa.eye(2)).eigenvalues
         Tensor([1.+0.j, 1.+0.j])
     """
-    x = _wide(floating_matrices("eig", x, square=True))
+    x = widened(floating_matrices("eig", x, square=True))
     spec = spec_of(x.dtype.complex, x.device)
     values, vectors = (spec.call["astype"](one) for one in _result(x, "eig"))
     return EigResult(wrap(values, spec), wrap(vectors, spec))
@@ -240,14 +237,14 @@ def eigvals(x: Tensor, /) -> Tensor:
     """The eigenvalues of :func:`eig`.
 
     Raises:
-        ValueError: for matrices that are not square.
+        ValueError: for matrices that are not square, or not finite.
 
     Examples:
         >>> import ferrum_array as fa
         >>> fa.linalg.eigvals(fa.eye(2))
         Tensor([1.+0.j, 1.+0.j])
     """
-    x = _wide(floating_matrices("eigvals", x, square=True))
+    x = widened(floating_matrices("eigvals", x, square=True))
     spec = spec_of(x.dtype.complex, x.device)
     return wrap(spec.call["astype"](_result(x, "eigvals")), spec)
 
@@ -256,7 +253,7 @@ def svd(x: Tensor, /, *, full_matrices: bool = True) -> SVDResult:
     """The singular value decomposition x = U S Vh, with the values descending: [..., M, K], [..., K], [..., K, N].
 
     Raises:
-        ValueError: for fewer than two axes.
+        ValueError: for fewer than two axes, or matrices that hold NaN.
 
     Examples:
         >>> import ferrum_array as fa
@@ -272,7 +269,7 @@ def svdvals(x: Tensor, /) -> Tensor:
     """The singular values of :func:`svd`.
 
     Raises:
-        ValueError: for fewer than two axes.
+        ValueError: for fewer than two axes, or matrices that hold NaN.
 
     Examples:
         >>> import ferrum_array as fa

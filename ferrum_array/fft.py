@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, Protocol, TypeVar
 
 from ferrum_array.creation import arange
 from ferrum_array.device import Device
-from ferrum_array.dispatch import DEFAULT_FLOAT, integer, normalize_axes, normalize_axis, tensor
+from ferrum_array.dispatch import DEFAULT_FLOAT, integer, normalize_axes, normalize_axis, shape_tuple, tensor
 from ferrum_array.dtype import Dtype
 from ferrum_array.manipulation import concat, roll
 from ferrum_array.spec import spec_of
@@ -24,6 +24,9 @@ _F = TypeVar("_F", bound=Callable[..., Tensor])
 Doc = tuple[str, str, str]
 
 Norm = Literal["backward", "ortho", "forward"]
+
+#: What transforms complex numbers where a function takes real ones only; ihfft makes half of what ifft makes of them.
+_OF_COMPLEX = {"rfft": "fft", "rfftn": "fftn", "ihfft": "ifft"}
 
 
 class Transform(Protocol):
@@ -60,9 +63,7 @@ def _ready(name: str, x: Tensor, takes: str) -> Tensor:
     dtype = x.dtype
     if takes == "real":
         if dtype.is_complex:
-            raise TypeError(
-                f"{name}: takes real numbers, got {x._summary()}; use {name.replace('r', '', 1)} for complex ones"
-            )
+            raise TypeError(f"{name}: takes real numbers, got {x._summary()}; use {_OF_COMPLEX[name]} for complex ones")
         wanted = dtype if dtype in (Dtype.F32, Dtype.F64) else DEFAULT_FLOAT
     else:
         wanted = dtype.complex if dtype.is_floating or dtype.is_complex else Dtype.C64
@@ -75,6 +76,8 @@ def _transform(name: str, takes: str, real_result: bool, doc: Doc) -> Transform:
         place = normalize_axis(name, axis, x.ndim)
         length = None if n is None else integer(name, "n", n)
         _check(name, norm, length)
+        if length is not None:
+            shape_tuple(name, (*x.shape[:place], length, *x.shape[place + 1 :]))  # no memory holds some
         if length is None and x.shape[place] < (2 if real_result else 1):
             raise ValueError(f"{name}: axis {place} of {x._summary()} is too short; give n=")
         result = spec_of(x.dtype.real if real_result else x.dtype.complex, x.device)
@@ -97,6 +100,13 @@ def _named(function: _F, name: str, doc: Doc) -> _F:
     return function
 
 
+def _sequence(name: str, what: str, values: Any) -> tuple[Any, ...] | None:
+    """*values*, the argument *what*, one for each axis, or None."""
+    if values is not None and not isinstance(values, Iterable):
+        raise TypeError(f"{name}: {what} must be a sequence, got {type(values).__name__} {values!r:.60}")
+    return None if values is None else tuple(values)
+
+
 def _transform_n(name: str, one: Callable[..., Tensor], last: Callable[..., Tensor], doc: Doc) -> TransformN:
     """Several axes: *last* along the last one, *one* along the others (before it for inverse transforms)."""
 
@@ -104,16 +114,21 @@ def _transform_n(name: str, one: Callable[..., Tensor], last: Callable[..., Tens
         x: Tensor, /, *, s: Sequence[int] | None = None, axes: Sequence[int] | None = None, norm: Norm = "backward"
     ) -> Tensor:
         x = tensor(name, x)
-        if axes is not None:
-            places = normalize_axes(name, tuple(axes), x.ndim)
+        lengths, chosen = _sequence(name, "s", s), _sequence(name, "axes", axes)
+        if lengths is not None:  # None among them stands for the length that the axis has
+            lengths = tuple(None if one is None else integer(name, "a length in s", one) for one in lengths)
+        if chosen is not None:
+            places = normalize_axes(name, chosen, x.ndim)
         else:
-            places = tuple(range(x.ndim - len(s), x.ndim)) if s is not None else tuple(range(x.ndim))
-        if s is not None and (len(s) != len(places) or len(s) > x.ndim):
-            raise ValueError(f"{name}: s {tuple(s)} needs one length for each of the axes {places} of {x._summary()}")
+            places = tuple(range(x.ndim))[-len(lengths) if lengths else None :]
+        if lengths is not None and len(lengths) != len(places):
+            raise ValueError(f"{name}: s={lengths} needs one axis for each length, got axes {places} of {x._summary()}")
         if not places:
             raise ValueError(f"{name}: needs at least one axis, got {x._summary()} with axes={axes}")
-        lengths: list[int | None] = list(s) if s is not None else [None] * len(places)
-        steps = list(zip(places, lengths, strict=True))
+        _check(name, norm, *(lengths or ()))
+        if last is rfft and x.dtype.is_complex:
+            _ready(name, x, "real")  # says what to use, in the name of this function
+        steps = list(zip(places, lengths or (None,) * len(places), strict=True))
         if last is irfft:
             for place, length in steps[:-1]:
                 x = one(x, n=length, axis=place, norm=norm)
@@ -201,17 +216,22 @@ irfftn = _transform_n(
 
 def _frequencies(name: str, n: int, d: float, dtype: Any, device: Device | str | None, half: bool) -> Tensor:
     count = integer(name, "n", n)
-    if count < 1 or d == 0:
+    try:
+        spacing = float(d)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: d must be a real number, got {type(d).__name__} {d!r:.60}") from None
+    if count < 1 or spacing == 0:
         raise ValueError(f"{name}: needs n >= 1 and d != 0, got n={n}, d={d}")
     wanted = DEFAULT_FLOAT if dtype is None else Dtype(dtype)
     if not wanted.is_floating:
         raise TypeError(f"{name}: frequencies are real floating numbers, not {wanted}")
+    wide = Dtype.F32 if wanted.bits == 16 else wanted  # 16 bits do not hold every number of a point
     if half:
-        steps = arange(count // 2 + 1, dtype=wanted, device=device)
+        steps = arange(count // 2 + 1, dtype=wide, device=device)
     else:
-        steps = concat([arange((count + 1) // 2, dtype=wanted, device=device),
-                        arange(-(count // 2), 0, dtype=wanted, device=device)])  # fmt: skip
-    return steps / (count * d)
+        steps = concat([arange((count + 1) // 2, dtype=wide, device=device),
+                        arange(-(count // 2), 0, dtype=wide, device=device)])  # fmt: skip
+    return (steps / (count * spacing)).astype(wanted, copy=False)
 
 
 def fftfreq(n: int, /, *, d: float = 1.0, dtype: Any = None, device: Device | str | None = None) -> Tensor:

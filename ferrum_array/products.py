@@ -8,14 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ferrum_array.dispatch import broadcast, normalize_axes, normalize_axis, tensor, unify
+from ferrum_array.dispatch import broadcast, integer, normalize_axes, normalize_axis, tensor, unify
 from ferrum_array.dtype import Dtype
 from ferrum_array.elementwise import multiply, subtract
-from ferrum_array.manipulation import concat, moveaxis, permute_dims, reshape
+from ferrum_array.manipulation import moveaxis, permute_dims, reshape, stack
 from ferrum_array.spec import Spec
 from ferrum_array.tensor import Tensor, wrap
 
 __all__ = ["matmul", "matrix_transpose", "tensordot", "vecdot"]
+
+
+def widened(x: Tensor) -> Tensor:
+    """*x*, floats of 16 bits as float32: for what takes several steps and is rounded once, after the last."""
+    return x.astype(x.dtype.complex.real, copy=False) if x.dtype.is_floating else x
 
 
 def matrices(name: str, x: Tensor, *, square: bool = False) -> Tensor:
@@ -108,7 +113,8 @@ def tensordot(x1: Tensor, x2: Tensor, /, *, axes: int | tuple[Sequence[int], Seq
     """The products of *x1* and *x2* summed over pairs of axes: the last and first *axes*, or those of two sequences.
 
     Raises:
-        ValueError: if the paired lengths differ. IndexError: for an axis out of bounds.
+        ValueError: if the paired lengths differ. IndexError: for an axis out of bounds. TypeError: for *axes* of
+            another form.
 
     Examples:
         >>> import ferrum_array as fa
@@ -116,13 +122,15 @@ def tensordot(x1: Tensor, x2: Tensor, /, *, axes: int | tuple[Sequence[int], Seq
         (2, 4)
     """
     x1, x2 = tensor("tensordot", x1, "x1"), tensor("tensordot", x2, "x2")
-    if isinstance(axes, int):
-        if not 0 <= axes <= min(x1.ndim, x2.ndim):
-            raise ValueError(f"tensordot: axes={axes} does not fit {x1._summary()} and {x2._summary()}")
-        first, second = tuple(range(x1.ndim - axes, x1.ndim)), tuple(range(axes))
+    if isinstance(axes, (tuple, list)):
+        if len(axes) != 2 or not all(isinstance(one, (tuple, list)) for one in axes):
+            raise TypeError(f"tensordot: axes must be an integer or two sequences of integers, got {axes!r:.60}")
+        first, second = (normalize_axes("tensordot", one, x.ndim) for one, x in zip(axes, (x1, x2), strict=True))
     else:
-        first = normalize_axes("tensordot", tuple(axes[0]), x1.ndim)
-        second = normalize_axes("tensordot", tuple(axes[1]), x2.ndim)
+        count = integer("tensordot", "axes (or else two sequences of them)", axes)
+        if not 0 <= count <= min(x1.ndim, x2.ndim):
+            raise ValueError(f"tensordot: axes={count} does not fit {x1._summary()} and {x2._summary()}")
+        first, second = tuple(range(x1.ndim - count, x1.ndim)), tuple(range(count))
     lengths = [x1.shape[a] for a in first]
     if lengths != [x2.shape[a] for a in second]:
         raise ValueError(f"tensordot: axes {first} of {x1._summary()} and {second} of {x2._summary()} differ in length")
@@ -165,14 +173,15 @@ def outer(x1: Tensor, x2: Tensor, /) -> Tensor:
     x1, x2 = tensor("outer", x1, "x1"), tensor("outer", x2, "x2")
     if x1.ndim != 1 or x2.ndim != 1:
         raise ValueError(f"outer: needs two 1-D tensors, got {x1._summary()} and {x2._summary()}")
-    return multiply(reshape(x1, (-1, 1)) if x1.size else reshape(x1, (0, 1)), x2)
+    return multiply(reshape(x1, (x1.size, 1)), x2)
 
 
 def cross(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
     """The cross product of vectors of three components along *axis*; the other axes broadcast.
 
     Raises:
-        ValueError: if an operand has not length 3 along *axis*.
+        ValueError: if an operand has not length 3 along *axis*, or the other axes do not broadcast.
+        IndexError: for an axis out of bounds. TypeError: for booleans.
 
     Examples:
         >>> import ferrum_array as fa
@@ -183,8 +192,11 @@ def cross(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
     a, b = (normalize_axis("cross", axis, x.ndim) for x in (x1, x2))
     if x1.shape[a] != 3 or x2.shape[b] != 3:
         raise ValueError(f"cross: {x1._summary()} and {x2._summary()} must have length 3 along axis {axis}")
-    u, v = moveaxis(x1, a, -1), moveaxis(x2, b, -1)
+    spec, (left, right) = unify("cross", moveaxis(x1, a, -1), moveaxis(x2, b, -1))
+    numeric("cross", spec)
+    broadcast("cross", tuple(left.shape), tuple(right.shape))
+    u, v = widened(wrap(left, spec)), widened(wrap(right, spec))
     parts = [
         subtract(multiply(u[..., i], v[..., j]), multiply(u[..., j], v[..., i])) for i, j in ((1, 2), (2, 0), (0, 1))
     ]
-    return moveaxis(concat([reshape(p, (*p.shape, 1)) for p in parts], axis=-1), -1, axis)
+    return moveaxis(stack(parts, axis=-1).astype(spec.dtype, copy=False), -1, axis)

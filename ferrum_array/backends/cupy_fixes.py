@@ -69,8 +69,8 @@ FIXES: Final[dict[str, str]] = {
     "cholesky": _SINGULAR,
     "inv": _SINGULAR,
     "solve": _SINGULAR + "; operands as they lie in memory",
-    "eigh": _SINGULAR,
-    "eigvalsh": _SINGULAR,
+    "eigh": _SINGULAR + "; nor does it refuse what is not finite",
+    "eigvalsh": _SINGULAR + "; nor does it refuse what is not finite",
     "eig": _SINGULAR,
     "eigvals": _SINGULAR,
     "svd": _SINGULAR,
@@ -98,5 +98,6 @@ READS_BACK: Final[dict[str, tuple[int, str]]] = {
     "getitem": (2, f"with integer tensors, {_BOUNDS}; with a mask, the size of the result"),
     "setitem": (2, f"with integer tensors, {_BOUNDS}; with a mask, how many elements are set"),
     "pow": (1, "whether an integer exponent is negative"),
-    **dict.fromkeys(("cholesky", "inv", "solve", "eigh", "eigvalsh", "eig", "eigvals", "svd", "svdvals"), (2, _REPORT)),
+    **dict.fromkeys(("cholesky", "inv", "solve", "eig", "eigvals", "svd", "svdvals"), (2, _REPORT)),
+    **dict.fromkeys(("eigh", "eigvalsh"), (4, f"{_REPORT}; before, whether the matrices are finite")),
 }

@@ -75,10 +75,10 @@ class CupyLinalg(SharedBackend):
         return _checked(cp.linalg.solve, cp.ascontiguousarray(x1), cp.ascontiguousarray(x2))
 
     def fn_eigh(self, x: Raw) -> Any:
-        return _checked(cp.linalg.eigh, x) if x.size else _on_host("eigh", (x.shape,), x.dtype)
+        return _checked(cp.linalg.eigh, self._finite(x)) if x.size else _on_host("eigh", (x.shape,), x.dtype)
 
     def fn_eigvalsh(self, x: Raw) -> Raw:
-        return _checked(cp.linalg.eigvalsh, x) if x.size else _on_host("eigvalsh", (x.shape,), x.dtype)
+        return _checked(cp.linalg.eigvalsh, self._finite(x)) if x.size else _on_host("eigvalsh", (x.shape,), x.dtype)
 
     def fn_eig(self, x: Raw) -> Any:
         return _checked(cp.linalg.eig, x) if x.size else _on_host("eig", (x.shape,), x.dtype)

@@ -30,7 +30,7 @@ _NUMPY_NAMES = {
     "concat": "concatenate",
     "permute_dims": "transpose",
     "pow": "power",
-    **{name: f"linalg.{name}" for name in ("eigvalsh", "inv", "det", "solve", "eigvals", "matrix_power")},
+    **{name: f"linalg.{name}" for name in ("inv", "det", "solve", "eigvals")},
 }
 
 #: Functions that only move elements: right for every dtype as they are.
@@ -279,7 +279,20 @@ class SharedBackend(Backend):
         return tuple(self.xp.linalg.qr(x, mode=mode))
 
     def fn_eigh(self, x: Raw) -> tuple[Raw, ...]:
-        return tuple(self.xp.linalg.eigh(x))
+        return tuple(self.xp.linalg.eigh(self._finite(x)))
+
+    def fn_eigvalsh(self, x: Raw) -> Raw:
+        return self.xp.linalg.eigvalsh(self._finite(x))
+
+    def _finite(self, x: Raw) -> Raw:
+        """*x*, whose lower triangles must be finite: LAPACK makes numbers of some that are not.
+
+        Raises:
+            ValueError: if one is not.
+        """
+        if not self.xp.isfinite(x).all() and not self.xp.isfinite(self.xp.tril(x)).all():
+            raise ValueError("the lower triangle holds infinities or NaN")
+        return x
 
     def fn_eig(self, x: Raw) -> tuple[Raw, ...]:
         return tuple(self.xp.linalg.eig(x))
@@ -297,7 +310,14 @@ class SharedBackend(Backend):
         return self.xp.einsum(subscripts, *arrays, optimize=True)  # optimised: pairs go to BLAS
 
     def _transform(self, name: str) -> Callable[..., Raw]:
-        return lambda x, n, axis, norm: getattr(self.xp.fft, name)(x, n=n, axis=axis, norm=norm)
+        function = getattr(self.xp.fft, name)
+
+        def transform(x: Raw, n: int | None, axis: int, norm: str) -> Raw:
+            if not x.shape[axis]:  # filled up to n zeros: of none, NumPy's irfft makes what lies in memory
+                x = self.xp.zeros((*x.shape[:axis], 1, *x.shape[axis + 1 :]), x.dtype)
+            return function(x, n=n, axis=axis, norm=norm)
+
+        return transform
 
     def __getattr__(self, name: str) -> Any:
         if name in ("fn_fft", "fn_ifft", "fn_rfft", "fn_irfft", "fn_hfft", "fn_ihfft"):

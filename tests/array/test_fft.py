@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from tests.array.oracle import BOOL, COMPLEX, FLOATS, INTEGERS, check, moderate, on, wide
+from tests.array.oracle import BOOL, COMPLEX, FLOATS, HALVES, INTEGERS, check, moderate, on, wide
 
 REAL = (*INTEGERS, *FLOATS)
 SHAPES = st.sampled_from([(4,), (5,), (2, 3), (3, 2, 4)])
+EMPTY = st.sampled_from([(0,), (0, 3), (2, 0, 2)])
 NORMS = st.sampled_from(["backward", "ortho", "forward"])
 
 ONE = {"fft": REAL + COMPLEX, "ifft": REAL + COMPLEX, "rfft": REAL, "irfft": REAL + COMPLEX, "hfft": REAL + COMPLEX,
@@ -49,6 +50,21 @@ def test_one_axis(name: str, device: fa.Device) -> None:
         norm = data.draw(NORMS)
         wanted = getattr(np.fft, name)(wide(x), n=n, axis=axis, norm=norm)
         compare(name, getattr(fa.fft, name)(x, n=n, axis=axis, norm=norm), wanted, dtype, device)
+
+    property_()
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_an_axis_without_points_is_filled_with_zeros(name: str, device: fa.Device) -> None:
+    @settings(max_examples=max(1, settings.default.max_examples // 4))
+    @given(EMPTY, st.integers(1, 7), NORMS)
+    def property_(shape: tuple[int, ...], n: int, norm: Any) -> None:
+        axis = shape.index(0)
+        x = fa.zeros(shape, dtype="f32" if name in ("rfft", "ihfft") else "c64", device=device)
+        found = getattr(fa.fft, name)(x, n=n, axis=axis, norm=norm)
+        points = n // 2 + 1 if name in ("rfft", "ihfft") else n
+        wanted = np.zeros((*shape[:axis], points, *shape[axis + 1 :]))
+        check(found, wanted, fa.float32 if name in REAL_RESULT else fa.complex64, device=device)
 
     property_()
 
@@ -97,6 +113,20 @@ def test_frequencies(n: int, device: fa.Device) -> None:
             found = getattr(fa.fft, name)(n, d=0.3, dtype=dtype, device=device)
             check(found, getattr(np.fft, name)(n, d=0.3), dtype, ulps=2, device=device)
         assert getattr(fa.fft, name)(n, device=device).dtype is fa.float32
+
+
+@pytest.mark.parametrize("name", ["fftfreq", "rfftfreq"])
+def test_frequencies_in_16_bits_are_rounded_once(name: str, device: fa.Device) -> None:
+    @given(st.integers(1, 200_000), st.sampled_from([1.0, 0.1, 3.0]), st.sampled_from(HALVES))
+    def property_(n: int, d: float, dtype: fa.Dtype) -> None:
+        found = getattr(fa.fft, name)(n, d=d, dtype=dtype, device=device)
+        check(found, getattr(np.fft, name)(n, d=d), dtype, ulps=1, device=device)
+        # the numbers of points are exact in float32, and so is a power of two: the one rounding is the last
+        n = 1 << (n.bit_length() - 1)
+        found = getattr(fa.fft, name)(n, dtype=dtype, device=device)
+        check(found, getattr(np.fft, name)(n), dtype, device=device)
+
+    property_()
 
 
 def test_shifts(device: fa.Device) -> None:

@@ -350,6 +350,87 @@ def test_norms_neither_overflow_nor_stop_early_in_halves(device: fa.Device) -> N
     check(fa.linalg.trace(fa.full((5, 5), 60000.0, dtype="f16", device=device)), inf, fa.float16)
 
 
+def halves(device: fa.Device, *shape: int, top: float = 300) -> st.SearchStrategy[fa.Tensor]:
+    return st.sampled_from(HALVES).flatmap(lambda dtype: moderate(dtype, shape, device=device, low=-top, high=top))
+
+
+def test_halves_are_rounded_once_by_what_takes_several_steps(device: fa.Device) -> None:
+    @settings(max_examples=max(1, settings.default.max_examples // 2))
+    @given(st.data())
+    def property_(data: st.DataObject) -> None:
+        a, b = (data.draw(halves(device, 2, 3)) for _ in range(2))
+        wanted = np.cross(wide(a), wide(b))
+        dtype = fa.float32 if a.dtype is not b.dtype else a.dtype
+        # of two products, each below 2**17, float32 keeps all but a few of the last bits
+        check(fa.linalg.cross(a, b), wanted, dtype, ulps=1, atol=2.0**-6, device=device)
+        x = data.draw(halves(device, 3, 3, top=4))
+        for n in (2, 5):
+            power = np.linalg.matrix_power(wide(x), n)
+            size = np.linalg.matrix_power(np.abs(wide(x)), n).max()
+            check(fa.linalg.matrix_power(x, n), power, x.dtype, ulps=1, atol=2.0**-20 * size, device=device)
+        inverse = fa.linalg.pinv(dominant(x))
+        check(inverse, np.linalg.inv(wide(dominant(x))), x.dtype, ulps=1, atol=1e-6, device=device)
+
+    property_()
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_singular_values_beyond_float16_count(dtype: fa.Dtype, device: fa.Device) -> None:
+    x = fa.full((3, 3), 60000.0, dtype=dtype, device=device)
+    assert fa.linalg.matrix_rank(x).item() == 1
+    check(fa.linalg.pinv(x), np.full((3, 3), 1 / (9 * x[0, 0].item())), dtype, ulps=1)
+
+
+def test_solve_keeps_the_digits_of_integers_beside_doubles(device: fa.Device) -> None:
+    if not device.supports(fa.float64):
+        return
+    x = fa.asarray([[2**24 + 1, 0], [0, 1]], device=device)
+    found = fa.linalg.solve(x, fa.asarray([2.0**24 + 1, 3.0], dtype="f64", device=device))
+    check(found, [1.0, 3.0], fa.float64)
+    found = fa.linalg.solve(fa.asarray([[2, 0], [0, 4]], dtype="u64", device=device), fa.asarray([2, 2], device=device))
+    check(found, [1.0, 0.5], fa.float32)
+
+
+@pytest.mark.parametrize("bad", [fa.nan, fa.inf, -fa.inf])
+def test_what_is_not_finite_has_no_eigenvalues(bad: float, device: fa.Device) -> None:
+    for n in (2, 3):  # for some, LAPACK makes up numbers
+        good = np.eye(n) * 2 + 1
+        for row, column in ((1, 0), (1, 1), (0, 1)):
+            stack = fa.asarray([good, good], dtype="f32", device=device)
+            stack[1, row, column] = bad
+            for call in (fa.linalg.eigvalsh, fa.linalg.eigh):
+                if row < column:  # the upper triangle is not read
+                    values = call(stack)
+                    values = values if isinstance(values, fa.Tensor) else values.eigenvalues
+                    assert np.allclose(wide(values), [np.linalg.eigvalsh(good)] * 2)
+                    continue
+                with pytest.raises(ValueError, match=r"float32\[2,") as caught:
+                    call(stack)
+                assert "lower triangle" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (0, 0), (2, 0, 3)])
+@pytest.mark.parametrize("ord", ["fro", "nuc", 1, -1, 2, -2, inf, -inf])
+def test_norms_of_nothing(shape: tuple[int, ...], ord: Any, device: fa.Device) -> None:
+    x = fa.zeros(shape, device=device)
+    try:
+        wanted = np.linalg.matrix_norm(np.zeros(shape), ord=ord)
+    except ValueError:  # there is no least of no numbers
+        with pytest.raises(ValueError, match=r"matrix_norm: ord=-.*float32\["):
+            fa.linalg.matrix_norm(x, ord=ord)
+        return
+    check(fa.linalg.matrix_norm(x, ord=ord), wanted, fa.float32)
+    check(fa.linalg.matrix_norm(x, ord=ord, keepdims=True), wanted[..., None, None], fa.float32)
+
+
+def test_tolerances_of_ranks_are_numbers_or_one_for_each_matrix(device: fa.Device) -> None:
+    x = fa.broadcast_to(fa.asarray([[1.0, 0.0], [0.0, 0.5]], device=device), (3, 2, 2))
+    rtol = fa.asarray([0.1, 0.7, 2.0], device=device)
+    assert fa.linalg.matrix_rank(x, rtol=rtol).tolist() == [2, 1, 0]
+    assert fa.linalg.matrix_rank(x, rtol=np.float32(0.7)).tolist() == [1, 1, 1]  # type: ignore[arg-type]  # of NumPy
+    assert wide(fa.linalg.pinv(x, rtol=rtol))[:, 0, 0].tolist() == [1.0, 1.0, 0.0]
+
+
 def test_integers_become_the_default_float(device: fa.Device) -> None:
     x = fa.asarray([[2, 0], [0, 4]], device=device)
     assert fa.linalg.inv(x).tolist() == [[0.5, 0.0], [0.0, 0.25]]
