@@ -83,6 +83,8 @@ class AwqScheme(Scheme):
         return fa.moveaxis(numbers.reshape(values.shape), -1, -2)
 
     def as_integers(self, parts: Parts, shape: tuple[int, ...]) -> tuple[IntScheme, dict[str, Tensor]] | None:
+        if shape[-1] % 2:  # a row would end inside a byte
+            return None
         stored = (_neighbours(parts["qweight"]), _neighbours(parts["qzeros"]), parts["scales"])
         values, zeros, scales = (fa.moveaxis(x, -1, -2) for x in stored)
         return IntScheme(4, self.group, False, scales.dtype).packed(values, zeros, scales)

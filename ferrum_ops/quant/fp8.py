@@ -8,7 +8,7 @@ import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.quant.integer import scale_up
 from ferrum_ops.quant.minifloat import E4M3, E5M2
-from ferrum_ops.quant.types import Part, Parts, Scheme
+from ferrum_ops.quant.types import Part, Parts, Scheme, whole
 
 __all__ = ["Fp8Scheme"]
 
@@ -52,8 +52,11 @@ class Fp8Scheme(Scheme):
     def __post_init__(self) -> None:
         if self.format not in _FORMATS:
             raise ValueError(f"Fp8Scheme: format must be 'e4m3' or 'e5m2', got {self.format!r}")
-        if self.block is not None and (len(self.block) != 2 or min(self.block) < 1):
+        if self.block is None:
+            return
+        if not isinstance(self.block, (tuple, list)) or len(self.block) != 2 or not all(map(whole, self.block)):
             raise ValueError(f"Fp8Scheme: block must be rows and columns, both positive, or None, got {self.block!r}")
+        object.__setattr__(self, "block", tuple(self.block))
 
     @property
     def kind(self) -> str:

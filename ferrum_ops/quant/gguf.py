@@ -54,6 +54,8 @@ class GgufScheme(Scheme):
 
     What a block holds is described, and computed in the order of GGUF's own definition, in ``gguf_legacy`` (32 numbers)
     and ``gguf_k`` (256 numbers). Quantising gives the bytes that the package ``gguf`` gives; k-quants can be read only.
+    Their scales are float16, so numbers beyond it are lost, and a block with infinities or NaN keeps no number of it;
+    MXFP4 has no NaN, and makes such a block 0.
 
     Source: ggml, ``ggml-quants.c``.
 

@@ -61,7 +61,7 @@ class GptqScheme(Scheme):
     ordered: bool = False
 
     def __post_init__(self) -> None:
-        if self.bits not in (2, 3, 4, 8):
+        if not whole(self.bits) or self.bits not in (2, 3, 4, 8):
             raise ValueError(f"GptqScheme: bits must be 2, 3, 4 or 8, got {self.bits!r}")
         if self.group is not None and not whole(self.group):
             raise ValueError(

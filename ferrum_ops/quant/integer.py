@@ -70,7 +70,7 @@ class IntScheme(Scheme):
     activations: int | None = None
 
     def __post_init__(self) -> None:
-        if self.bits not in WIDTHS:
+        if not whole(self.bits) or self.bits not in WIDTHS:
             raise ValueError(f"IntScheme: bits must be one of {WIDTHS}, got {self.bits!r}")
         if self.group is not None and not whole(self.group):
             raise ValueError(
@@ -195,7 +195,8 @@ def amax(x: Tensor) -> Tensor:
 def scale_up(scale: Tensor, dtype: Dtype) -> Tensor:
     """*scale*, float32 and not negative, rounded up to a positive number of *dtype*, so that nothing is clipped.
 
-    It is at least 2**-126, and so never 0: dividing by it is safe, and numbers smaller than it lose their bits.
+    It is at least 2**-126, and so never 0: dividing by it is safe, and numbers smaller than it lose their bits. What is
+    not finite, or beyond *dtype*, becomes NaN: then so does every number of the group, whatever is stored for it.
 
     Examples:
         >>> import ferrum_array as fa
@@ -204,9 +205,9 @@ def scale_up(scale: Tensor, dtype: Dtype) -> Tensor:
         [0.5, 2048.0, 2050.0]
     """
     scale = fa.maximum(scale, 2.0**-126)
-    if dtype is fa.float32:
-        return scale
-    near = scale.astype(dtype)
-    # positive floats follow one another as their bits do
-    up = fa.bitcast(fa.bitcast(near, fa.uint16) + 1, dtype)
-    return fa.where(near.astype("f32") < scale, up, near)
+    if dtype is not fa.float32:
+        near = scale.astype(dtype)
+        # positive floats follow one another as their bits do
+        up = fa.bitcast(fa.bitcast(near, fa.uint16) + 1, dtype)
+        scale = fa.where(near.astype("f32") < scale, up, near)
+    return fa.where(fa.isfinite(scale), scale, math.nan)

@@ -50,7 +50,7 @@ class MlxScheme(Scheme):
     scale: Dtype = fa.float32
 
     def __post_init__(self) -> None:
-        if self.bits not in WIDTHS:
+        if not whole(self.bits) or self.bits not in WIDTHS:
             raise ValueError(f"MlxScheme: bits must be one of {WIDTHS}, got {self.bits!r}")
         if not whole(self.group):
             raise ValueError(f"MlxScheme: group must be an integer of at least 1, got {self.group!r}")

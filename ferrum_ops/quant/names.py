@@ -86,12 +86,15 @@ def scheme(name: str) -> Scheme:
 
     Raises:
         ValueError: for an unknown name, with those that there are, and what the scheme refuses.
+        TypeError: for a name that is no text.
 
     Examples:
         >>> from ferrum_ops.quant.names import scheme
         >>> scheme("gptq4-g128-order")
         GptqScheme(bits=4, group=128, version=1, ordered=True)
     """
+    if not isinstance(name, str):
+        raise TypeError(f"scheme: name must be a str, got {type(name).__name__} {name!r:.60}")
     for _, pattern, make in _FAMILIES:
         if match := re.fullmatch(pattern, name):
             return make(match.groupdict())

@@ -38,7 +38,7 @@ class QuantTensor:
         layout: how the tensors are arranged: ``plain``, as the scheme says, or as ``repack`` made them for a kernel.
 
     Raises:
-        TypeError: for parts of other dtypes, or a *dtype* that is not real floating-point.
+        TypeError: for parts of other dtypes, a *scheme* that is none, or a *dtype* that is not real floating-point.
         ValueError: for missing, unknown or wrongly shaped parts, different devices, and a shape that does not suit the
             scheme or the layout.
 
@@ -59,6 +59,10 @@ class QuantTensor:
     layout: str = "plain"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.scheme, Scheme):
+            raise TypeError(
+                f"QuantTensor: scheme must be a Scheme, got {type(self.scheme).__name__} {self.scheme!r:.60}"
+            )
         object.__setattr__(self, "shape", tuple(map(operator.index, self.shape)))
         # tensors of our own on the same memory: a later write through the caller's does not reach them
         own = {name: part[...] if isinstance(part, Tensor) else part for name, part in self.parts.items()}
@@ -144,8 +148,18 @@ class QuantTensor:
         size = max(_BLOCK // max(k, 1) // step * step, step)
         return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the parts are behind a view that cannot be pickled
+        return QuantTensor, (self.scheme, self.shape, dict(self.parts), self.dtype, self.layout)
+
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[QuantTensor]:
+        # without it Python would index from 0 until an IndexError, and find a matrix, whose rows are cut, empty
+        if self.ndim == 2:
+            raise TypeError(f"{self!r} has no rows to iterate over; use row_blocks(), or dequantize it first")
+        return (self[e] for e in range(len(self)))
 
     def __getitem__(self, key: Any) -> QuantTensor:
         keys = key if isinstance(key, tuple) else (key,)
@@ -165,12 +179,21 @@ class QuantTensor:
             parts = {name: part[key] for name, part in self.parts.items()}
             return replace(self, shape=(len(range(*key.indices(count))), *self.shape[1:]), parts=parts)
         if isinstance(key, Tensor):
+            self._check_picks(key)
             parts = {name: fa.take(part, key, axis=0) for name, part in self.parts.items()}
             return replace(self, shape=(*key.shape, *self.shape[1:]), parts=parts)
+        if not hasattr(key, "__index__"):
+            raise IndexError(
+                f"matrices of {self!r} are selected by an integer, a slice or a tensor of integers, got {key!r:.60}"
+            )
         number = operator.index(key)
         if not -count <= number < count:
             raise IndexError(f"index {number} is out of bounds for the {count} matrices of {self!r}")
         return replace(self, shape=self.shape[1:], parts={name: part[number] for name, part in self.parts.items()})
+
+    def _check_picks(self, key: Tensor) -> None:
+        if key.ndim != 1 or not key.dtype.is_integer:
+            raise IndexError(f"{self!r} is picked from by a 1-D tensor of integers, got {describe(key)}")
 
     def rows_known(self, ids: Tensor) -> QuantTensor:
         """The rows *ids* [n] of a matrix: int64, known to be from 0 to below their number, so nothing is read back.
@@ -194,9 +217,12 @@ class QuantTensor:
         *lead, n, k = self.shape
         wanted = self._wanted()
         if isinstance(key, Tensor):
+            self._check_picks(key)
             return self._picked(key, lambda x, ids, axis: fa.take(x, ids, axis=axis))
         if not isinstance(key, slice):
-            raise IndexError(f"rows of {self!r} are selected by a slice or a tensor of integers, got {key!r}: q[2:3]")
+            raise IndexError(
+                f"rows of {self!r} are selected by a slice or a tensor of integers, got {key!r:.60}: q[2:3]"
+            )
         start, stop, step = key.indices(n)
         start, stop = (start, stop) if start < stop else (0, 0)
         unit = self.row_step

@@ -56,7 +56,7 @@ class Scheme(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """The scheme in one word, from which ``ferrum_ops.quantize.scheme`` makes it again."""
+        """The scheme in one word, from which ``ferrum_ops.quant.names.scheme`` makes it again."""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -193,6 +193,6 @@ def find_layout(name: str) -> Layout:
     return found
 
 
-def whole(group: object) -> bool:
-    """Whether *group* is an integer of at least 1."""
-    return isinstance(group, int) and not isinstance(group, bool) and group >= 1
+def whole(number: object) -> bool:
+    """Whether *number* is an integer of at least 1."""
+    return isinstance(number, int) and not isinstance(number, bool) and number >= 1

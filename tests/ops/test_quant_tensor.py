@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,24 @@ def test_what_it_says_of_itself(device: fa.Device) -> None:
     np.testing.assert_array_equal(to_numpy(dequantize(home)), to_numpy(dequantize(q)))
 
 
+def test_a_stack_is_iterable_and_a_matrix_is_not() -> None:
+    stack = random("int8", (3,))
+    for e, matrix in enumerate(stack):
+        np.testing.assert_array_equal(to_numpy(dequantize(matrix)), to_numpy(dequantize(stack[e])))
+    assert e == 2
+    with pytest.raises(TypeError, match=r"QuantTensor\(int8, float32\[5,32\]\) has no rows to iterate over"):
+        list(stack[0])  # which Python would take for empty
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_copies_and_pickles(device: fa.Device, name: str) -> None:
+    q = random(name, (2,), device)
+    for other in (pickle.loads(pickle.dumps(q)), copy.deepcopy(q), copy.copy(q)):
+        assert (other.scheme, other.shape, other.dtype, other.layout) == (q.scheme, q.shape, q.dtype, q.layout)
+        assert other.device is device
+        assert all(to_numpy(part).tobytes() == to_numpy(q.parts[name]).tobytes() for name, part in other.parts.items())
+
+
 def test_parts_are_shared_and_safe() -> None:
     values, scales = fa.ones((2, 4), dtype="i8"), fa.ones((2, 1))
     given_ = {"values": values, "scales": scales}
@@ -121,6 +141,11 @@ def test_parts_are_shared_and_safe() -> None:
         ((), "takes one or two indices, got 0"),
         (4, "index 4 is out of bounds for the 4 matrices"),
         (-5, "index -5 is out of bounds"),
+        ([0, 1], r"matrices of .* are selected by an integer, a slice or a tensor of integers, got \[0, 1\]"),
+        (fa.ones(4, dtype="bool"), r"picked from by a 1-D tensor of integers, got bool\[4\]"),
+        (fa.ones((1, 2), dtype="i64"), r"picked from by a 1-D tensor of integers, got int64\[1,2\]"),
+        ((0, fa.ones((1, 2), dtype="i64")), r"picked from by a 1-D tensor of integers, got int64\[1,2\]"),
+        ((0, fa.asarray(1)), r"picked from by a 1-D tensor of integers, got int64\[\]"),
     ],
 )
 def test_keys_that_do_not_fit(key: Any, message: str) -> None:
@@ -182,6 +207,8 @@ def test_arguments_of_another_kind() -> None:
         repack([1], "plain")
     with pytest.raises(TypeError, match="scheme must be a Scheme or its name, got int 8"):
         quantize(x, 8)
+    with pytest.raises(TypeError, match="QuantTensor: scheme must be a Scheme, got str 'int8'"):
+        QuantTensor("int8", (2, 2), {})
     with pytest.raises(TypeError, match=r"quantize: x must be real floating-point, got int64\[2,32\]"):
         quantize(x.astype("i64"), "int8")
     with pytest.raises(TypeError, match="dequantize: dtype must be real floating-point, got int8"):
