@@ -26,7 +26,8 @@ _LONGEST: Final = 256
 _FEW: Final = 128
 #: rows of a block in which heads that share keys are put together
 _PACKED: Final = 64
-#: of heads that fill no 16 bytes, in 16 bits, so many rows or keys at most: 300 met an illegal address on an H200
+#: of heads that fill no 16 bytes, in 16 bits, so many rows or keys at most: their copies do not go ahead, and of tiles
+#: of few columns that do not, ptxas 12.8 forgets where they lie. That was an illegal address on an H200
 _ODD: Final = 32
 #: what a descriptor asks of addresses and steps, in bytes
 _ALIGNED: Final = 16

@@ -33,6 +33,9 @@ _MOST_BLOCKS: Final = 65535
 _EXACT: Final = "tf32x3"
 #: with more rows for each processor than this, programs of 128 rows are faster than of 64
 _CROWD: Final = 256
+#: with so many rows tensor cores read values from shared memory; in 16 bits, best in so many columns
+_MANY_ROWS: Final = 64
+_COLUMNS: Final = 64
 _COMBINE_WARPS: Final = 2
 _PIECE: Final = 16  # parts that are put together at a time
 #: a window as wide as this sees all that comes before
@@ -200,6 +203,10 @@ def _code(spec: KVSpec, queries: Dtype, rows: int, crowded: bool, pairs: bool) -
         config = _for_few(rows, wide, pairs, spec.layout == "paged")
     else:
         config = _for_many(wide, crowded, spec.quantised)
+    if not exact and config.rows >= _MANY_ROWS and (spec.quantised or spec.value_dim % 8):
+        # Such values are not copied ahead of their product. If their rows are swizzled over 32 or 64 bytes, ptxas 12.8
+        # may leave registers unset that say where they lie.
+        constants["BV"] = max(_COLUMNS, value_block)
     return config, constants
 
 

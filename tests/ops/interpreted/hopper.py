@@ -19,6 +19,7 @@ import json, re
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.kernels.cuda import launch
+from tests.ops.interpreted.machine_code import disassembled, unset
 
 def compile_instead(self, grid, *arguments, warps=4, stages=3, **constants):
     kinds = []
@@ -37,6 +38,7 @@ def compile_instead(self, grid, *arguments, warps=4, stages=3, **constants):
         "moves": len(re.findall(r"(?:ld|st)[.]global", ptx)),
         "wide": len(re.findall(r"(?:ld|st)[.]global[^;]*[.]v4[.]b32", ptx)),
         "local": ".local" in ptx,
+        "unset": unset(disassembled(made.asm["cubin"])) if LOOKED_AT else None,
     }))
 
 launch.Kernel.__call__ = compile_instead
@@ -54,6 +56,7 @@ class Made:
         moves: how many loads and stores of the GPU's memory it has.
         wide: how many of them move 16 bytes.
         local: whether it keeps numbers in memory for lack of registers.
+        unset: its instructions that read uniform registers which nothing has set; None if it is not looked at.
     """
 
     name: str
@@ -61,12 +64,17 @@ class Made:
     moves: int
     wide: int
     local: bool
+    unset: list[str] | None
 
 
-def compiled(program: str) -> list[Made]:
-    """The code of every launch of a program, which may use ``fa``; the package of kernels is not yet imported."""
+def compiled(program: str, *, looked_at: bool = False) -> list[Made]:
+    """The code of every launch of a program, which may use ``fa``; the package of kernels is not yet imported.
+
+    Args:
+        looked_at: whether machine code is looked at, which takes half a second each.
+    """
     environment = {"PATH": "", "TRITON_INTERPRET": "0", "PYTHONPATH": str(_ROOT), "HOME": str(Path.home())}
-    code = _PRELUDE + textwrap.dedent(program)
+    code = f"LOOKED_AT = {looked_at}\n{_PRELUDE}{textwrap.dedent(program)}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     return [Made(**json.loads(line)) for line in run.stdout.splitlines()]

@@ -149,10 +149,11 @@ def test_rings(cpu: fa.Device, data: st.DataObject) -> None:
     level(sums, levels)
 
 
-def test_the_configurations_as_they_are(cpu: fa.Device) -> None:
+@pytest.mark.parametrize(("dtype", "value_dim"), [(fa.float16, 16), (fa.int8, 16), (fa.float16, 7)])
+def test_the_configurations_as_they_are(cpu: fa.Device, dtype: fa.Dtype, value_dim: int) -> None:
     """A batch of prompts, single tokens and what has no tokens, with the real tiles."""
     keys, queries = (300, 90, 7, 0, 40, 40), (1, 90, 0, 0, 3, 5)
-    spec = KVSpec(2, 16, 45, 16, "paged", fa.float16)
+    spec = KVSpec(2, 16, 45, 16, "paged", dtype, value_dim)
     case = Case(spec, keys, queries, shuffled_tables(keys, 16, 45, 5))
     cache, k, v = filled(case, cpu, fa.float16, 0)
     q, exact = queries_of(case, fa.float16, cpu, 4, False)
