@@ -1,8 +1,7 @@
 """The innermost loops of attention of few queries, where vectors lie along keys and values as they lie in memory.
 
 As in ``tiles``, whose conventions hold here too. An array says how many elements after a first place each key or value
-begins, so that blocks of a cache are read where they are. A second array says which row to fetch while one is read,
-some rows further on: the processor's own guesses end with each page of memory, and a row may be on a page of its own.
+begins, so that blocks of a cache are read where they are.
 """
 
 from __future__ import annotations
@@ -15,29 +14,43 @@ from ferrum_ops.kernels.cpu.intrinsics import write_exp_below
 from ferrum_ops.kernels.cpu.jit import intrinsic
 from ferrum_ops.kernels.cpu.tiles import FUSED, LANES, VECTOR, Place, Writer, cgutils, types, zero
 
-__all__ = ["dots", "row_weights", "weighted_rows"]
+__all__ = ["dots", "row_weights", "touch", "weighted_rows"]
 
-_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+#: bytes that come from memory together
+_LINE = 64
 
 
 def _row_of(writer: Writer, places: Place, first: Place, key: Any) -> Place:
     return writer.after(first, writer.b.load(writer.after(places, key).pointer))
 
 
-def _fetch(writer: Writer, place: Place) -> None:
-    """Have the processor read memory that will be needed soon; an address that does not exist does no harm."""
-    pointer = writer.b.bitcast(place.pointer, ir.IntType(8).as_pointer())
-    kind = ir.FunctionType(ir.VoidType(), [pointer.type, _I32, _I32, _I32])
-    function = cgutils.get_or_insert_function(writer.b.module, kind, "llvm.prefetch.p0")
-    writer.b.call(function, [pointer, _I32(0), _I32(3), _I32(1)])
+@intrinsic
+def touch(_typing: Any, array: Any, _first: Any, _count: Any) -> Any:
+    """Read so many elements of an array from a place on, a byte of each cache line, so that they are near by.
+
+    Atomic loads, because the compiler keeps these though nobody uses what they give; they cost no more than others.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        writer = Writer(context, builder)
+        first = writer.place(array, *args[:2])
+        address = builder.ptrtoint(first.pointer, _I64)
+        size = writer.times(args[2], array.dtype.bitwidth // 8)
+        with writer.loop(builder.sdiv(size, _I64(_LINE))) as i:
+            place = builder.inttoptr(builder.add(address, writer.times(i, _LINE)), _I8.as_pointer())
+            builder.load_atomic(place, "monotonic", 1)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp), generate
 
 
 def dots(rows: int) -> Any:
     """The products of so many queries and ``LANES // rows`` keys, each a sum over the head's dimensions.
 
     The function takes the queries, their place and the step from row to row, padded with zeros to whole vectors; the
-    keys, and the place from which rows are counted; the rows, the rows to fetch, and which of them is the first; the
-    dimensions; and where the scores go: an array, a place, and the step from row to row.
+    keys, and the place from which rows are counted; the rows, and which of them is the first; the dimensions; and where
+    the scores go: an array, a place, and the step from row to row.
     """
     keys = LANES // rows
     cells = [(row, key) for row in range(rows) for key in range(keys)]
@@ -51,7 +64,6 @@ def dots(rows: int) -> Any:
         k: Any,
         _k: Any,
         lines: Any,
-        ahead: Any,
         _key: Any,
         _dim: Any,
         out: Any,
@@ -61,37 +73,33 @@ def dots(rows: int) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             writer = Writer(context, builder)
             query, key0 = writer.place(q, *args[:2]), writer.place(k, *args[3:5])
-            here, next_ = writer.place(lines, args[5], args[7]), writer.place(ahead, args[6], args[7])
-            target = writer.place(out, *args[9:11])
+            here, target = writer.place(lines, args[5], args[6]), writer.place(out, *args[8:10])
             queries = [writer.after(query, writer.times(args[2], row)) for row in range(rows)]
             now = [_row_of(writer, here, key0, key) for key in range(keys)]
-            soon = [_row_of(writer, next_, key0, key) for key in range(keys)]
             totals = {cell: writer.variable(zero(VECTOR)) for cell in cells}
 
             def add(at: Any, count: Any = None) -> None:
                 loaded = [writer.load(writer.after(line, at), count) for line in now]
-                for line in soon:
-                    _fetch(writer, writer.after(line, at))
                 for row in range(rows):
                     numbers = writer.load(writer.after(queries[row], at))
                     for key in range(keys):
                         writer.add_product(totals[row, key], numbers, loaded[key])
 
-            whole = builder.sdiv(args[8], _I64(LANES))
+            whole = builder.sdiv(args[7], _I64(LANES))
             with writer.loop(whole) as i:
                 add(writer.times(i, LANES))
             done = writer.times(whole, LANES)
-            left = builder.sub(args[8], done)
+            left = builder.sub(args[7], done)
             with builder.if_then(builder.icmp_signed(">", left, _I64(0))):
                 add(done, left)
             sums = writer.sums([builder.load(totals[cell]) for cell in cells])
             for row in range(rows):
-                place = writer.after(target, writer.times(args[11], row))
+                place = writer.after(target, writer.times(args[10], row))
                 writer.store(writer.part(sums, row * keys, keys), place)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(q, i, i, k, i, lines, ahead, i, i, out, i, i), generate
+        return types.void(q, i, i, k, i, lines, i, i, out, i, i), generate
 
     return products
 
@@ -100,8 +108,8 @@ def weighted_rows(rows: int, vectors: int) -> Any:
     """``out += weights @ values`` for so many rows of weights and so many vectors of the values, one of them cut short.
 
     The function takes the weights, their place and the step from row to row; the values, and the place from which rows
-    are counted; the rows, the rows to fetch, and how many there are; an array, a place and the step from row to row for
-    the sums, whole vectors; and how many numbers the last vector has.
+    are counted; the rows, and how many there are; an array, a place and the step from row to row for the sums, whole
+    vectors; and how many numbers the last vector has.
     """
     cells = [(row, j) for row in range(rows) for j in range(vectors)]
 
@@ -114,7 +122,6 @@ def weighted_rows(rows: int, vectors: int) -> Any:
         v: Any,
         _v: Any,
         lines: Any,
-        ahead: Any,
         _count: Any,
         out: Any,
         _out: Any,
@@ -124,22 +131,17 @@ def weighted_rows(rows: int, vectors: int) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             writer = Writer(context, builder)
             weight0, value0 = writer.place(p, *args[:2]), writer.place(v, *args[3:5])
-            nought = _I64(0)
-            here, next_ = writer.place(lines, args[5], nought), writer.place(ahead, args[6], nought)
-            target = writer.place(out, *args[8:10])
+            here, target = writer.place(lines, args[5], _I64(0)), writer.place(out, *args[7:9])
             places = {
-                (row, j): writer.after(writer.after(target, writer.times(args[10], row)), j * LANES) for row, j in cells
+                (row, j): writer.after(writer.after(target, writer.times(args[9], row)), j * LANES) for row, j in cells
             }
             totals = {cell: writer.variable(writer.load(places[cell])) for cell in cells}
-            with writer.loop(args[7]) as key:
+            with writer.loop(args[6]) as key:
                 line = _row_of(writer, here, value0, key)
-                soon = _row_of(writer, next_, value0, key)
-                for j in range(vectors):
-                    _fetch(writer, writer.after(soon, j * LANES))
                 loaded = [writer.load(writer.after(line, j * LANES)) for j in range(vectors - 1)]
                 # a mask costs nothing where processors have them; a single vector may be cut short
                 last = writer.after(line, (vectors - 1) * LANES)
-                loaded.append(writer.load(last, args[11] if vectors == 1 else None))
+                loaded.append(writer.load(last, args[10] if vectors == 1 else None))
                 for row in range(rows):
                     factor = writer.broadcast(writer.after(writer.after(weight0, writer.times(args[2], row)), key))
                     for j in range(vectors):
@@ -149,7 +151,7 @@ def weighted_rows(rows: int, vectors: int) -> Any:
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(p, i, i, v, i, lines, ahead, i, out, i, i, i), generate
+        return types.void(p, i, i, v, i, lines, i, out, i, i, i), generate
 
     return add
 
