@@ -170,10 +170,17 @@ def _vectors_f32(x: Any, at: int, in_lane: int, out: Any, to: int) -> None:
 @jit
 def _vectors_bf16(x: Any, at: int, in_lane: int, out: Any, to: int) -> None:
     """The inputs of a block, of which every fourth or, of 8 bits, every second meet; out is uint16."""
-    step = in_lane // 2
-    for t in range(step):
+    if in_lane == 4:
         for i in range(32):
-            put(out, to + 32 * t + i, get(x, at + step * i + t))
+            put(out, to + i, get(x, at + 2 * i))
+            put(out, to + 32 + i, get(x, at + 2 * i + 1))
+    else:
+        for i in range(32):
+            first = at + 4 * i
+            put(out, to + i, get(x, first))
+            put(out, to + 32 + i, get(x, first + 1))
+            put(out, to + 64 + i, get(x, first + 2))
+            put(out, to + 96 + i, get(x, first + 3))
 
 
 # What is called: rows of x are of its flat array *line*, a *step* of elements apart.
