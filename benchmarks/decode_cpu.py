@@ -102,7 +102,7 @@ GROUPS: dict[str, tuple[Way, ...]] = {
         Way("llama.cpp Q8_0", "llama.cpp", "Q8_0.gguf", "", _ROUNDED["8 bits"]),
     ),
     "int4": (
-        Way("Ferrum int4-g32", "ferrum", "int4-g32", "bf16", _ROUNDED["4 bits"]),
+        Way("Ferrum int4-g32-f16", "ferrum", "int4-g32-f16", "bf16", _ROUNDED["4 bits"]),
         Way("Ferrum Q4_0", "ferrum", "Q4_0.gguf", "bf16", _ROUNDED["4 bits"]),
         Way("llama.cpp Q4_0", "llama.cpp", "Q4_0.gguf", "", _ROUNDED["4 bits"]),
     ),

@@ -47,8 +47,8 @@ _BESIDE = (
 _SHARD = 2 << 30
 #: so many numbers are quantised at once
 _BLOCK = 1 << 23
-#: schemes that are wanted so often that they have a shorter name here
-_SHORT = {"int4": "int4-g32"}
+#: schemes that are wanted so often that they have a shorter name here; with float16 scales a weight is 4.5 bits, not 5
+_SHORT = {"int4": "int4-g32-f16"}
 
 
 def save_model(
@@ -126,7 +126,7 @@ def convert(
         source: a model folder or GGUF file that ``load`` reads.
         target: which must not exist, or be empty.
         quantize: a scheme or its name, such as ``int8``, ``int4-g64``, ``q8_0``, ``mxfp4``, ``fp8_e4m3``; ``int4`` is
-            short for ``int4-g32``. Nothing is quantised if absent.
+            short for ``int4-g32-f16``. Nothing is quantised if absent.
         dtype: of what stays dense, and in which the model is computed; as it is if absent.
         keep: names of layers that stay as they are, or parts of names, from dot to dot: ``lm_head``, ``layers.0``,
             ``mlp.*_proj``.
@@ -148,7 +148,7 @@ def convert(
         >>> convert(folder + "/tiny", folder + "/small", quantize="int4", keep=["lm_head"])
         >>> model, _ = load(folder + "/small")
         >>> model.model.layers[0].mlp.up_proj, model.lm_head
-        (Linear(weight=int4-g32[32,32]), Linear(weight=f32[9,32]))
+        (Linear(weight=int4-g32-f16[32,32]), Linear(weight=f32[9,32]))
     """
     if isinstance(keep, str):
         raise TypeError(f"convert: keep must be a list of names, got one str; write [{keep!r}]")

@@ -51,4 +51,6 @@ def _scheme(options: argparse.Namespace) -> str | None:
         return None
     bits = options.q_bits or 4
     group = options.q_group_size or (32 if bits == 4 else None)
-    return f"int{bits}" if group is None else f"int{bits}-g{group}"
+    if group is None:
+        return f"int{bits}"
+    return f"int{bits}-g{group}" + ("-f16" if bits == 4 else "")  # as the short name int4 of convert

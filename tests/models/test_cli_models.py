@@ -117,7 +117,7 @@ def test_a_conversation_that_is_too_long_can_go_on(ferrum: Shell, model: Path) -
     ("arguments", "scheme", "kept"),
     [
         (("-q", "--q-bits", 8), "int8[", ()),
-        (("--quantize",), "int4-g32[", ()),
+        (("--quantize",), "int4-g32-f16[", ()),
         (("-q", "--q-bits", 8, "--q-group-size", 16, "--keep", "lm_head"), "int8-g16[", ("lm_head",)),
         (("--q-scheme", "q8_0", "--keep", "lm_head", "self_attn"), "q8_0[", ("lm_head", "self_attn")),
         (("--dtype", "bf16"), "bf16[", ()),

@@ -186,7 +186,7 @@ def test_convert_is_loading_quantising_and_saving(kind: str, scheme: str, tmp_pa
     save_model(model, tmp_path / "dense")
     convert(tmp_path / "dense", tmp_path / "small", quantize=scheme)
     back, _ = load(tmp_path / "small")
-    assert same(back, quantised(model, "int4-g32" if scheme == "int4" else scheme))
+    assert same(back, quantised(model, "int4-g32-f16" if scheme == "int4" else scheme))
 
 
 def test_int8_stays_near(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_matrices_that_cannot_be_divided_are_all_named(tmp_path: Path) -> None:
     save_model(random_model({"model_type": "llama", **SMALL, "intermediate_size": 72}), tmp_path / "dense")
     with pytest.raises(ValueError, match="convert: name them in keep, or choose another scheme") as error:
         convert(tmp_path / "dense", tmp_path / "small", quantize="int4")
-    assert re.findall(r"model\.layers\.(\d)\.mlp\.down_proj: int4-g32: K = 72", str(error.value)) == ["0", "1"]
+    assert re.findall(r"model\.layers\.(\d)\.mlp\.down_proj: int4-g32-f16: K = 72", str(error.value)) == ["0", "1"]
     convert(tmp_path / "dense", tmp_path / "small", quantize="int4", keep=["down_proj"])
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["dense", "small"]
 
