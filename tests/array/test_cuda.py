@@ -121,7 +121,8 @@ NAMESPACE_READS = {
     **dict.fromkeys(
         ("nonzero", "unique_all", "unique_counts", "unique_inverse", "unique_values", "nunique", "index"), 1
     ),
-    **{f"linalg.{name}": 2 for name in ("cholesky", "inv", "solve", "eigh", "eigvalsh", "eig", "eigvals")},
+    **{f"linalg.{name}": 2 for name in ("cholesky", "inv", "solve", "eig", "eigvals")},
+    **{f"linalg.{name}": 4 for name in ("eigh", "eigvalsh")},
     **{f"linalg.{name}": 2 for name in ("svd", "svdvals", "pinv", "matrix_rank")},
 }
 
