@@ -19,34 +19,32 @@ from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.intrinsics import exp, exp_below, get, put
 from ferrum_ops.kernels.cpu.jit import EXACT, jit
-from ferrum_ops.kernels.cpu.threads import crew, share
+from ferrum_ops.kernels.cpu.threads import GRAIN, crew, rows_each, share
 from ferrum_ops.recorded import records
 
-__all__ = ["activation", "gated_activation", "over_one_plus_exp", "sigmoid_gate", "softcap"]
+__all__ = ["activation", "gate_kernel", "gated_activation", "over_one_plus_exp", "sigmoid_gate", "softcap", "tanh"]
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-#: a thread takes about so many numbers at a time
-_GRAIN = 1 << 13
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _at_least(x: Any, low: Any) -> Any:
     """The larger one; NaN stays NaN."""
     return low if x < low else x
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def over_one_plus_exp(x: Any, u: Any) -> Any:
     """``x / (1 + exp(-u))``, with the limit 0 (and not NaN) for -inf."""
     return _at_least(x, np.float32(-1000.0)) / (exp(-u) + _ONE)
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _silu(x: Any) -> Any:
     return over_one_plus_exp(x, x)
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _sigmoid(x: Any) -> Any:
     return _ONE / (exp(-x) + _ONE)
 
@@ -54,7 +52,7 @@ def _sigmoid(x: Any) -> Any:
 _TWICE_ROOT = np.float32(2.0 * math.sqrt(2.0 / math.pi))
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _gelu_tanh(x: Any) -> Any:
     return over_one_plus_exp(x, (x * x * np.float32(0.044715) + _ONE) * x * _TWICE_ROOT)
 
@@ -65,7 +63,7 @@ _A0, _A1, _A2, _A3, _A4 = _ABOVE
 _B0, _B1, _B2, _B3, _B4, _B5 = _BELOW
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _gelu(x: Any) -> Any:
     # the tail of the normal distribution, as the reference has it
     t = abs(x)
@@ -75,12 +73,12 @@ def _gelu(x: Any) -> Any:
     return _at_least(x, _ZERO) - above / below * t * exp_below(t * t * np.float32(-0.5))
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _relu(x: Any) -> Any:
     return _at_least(x, _ZERO)
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _relu2(x: Any) -> Any:
     y = _at_least(x, _ZERO)
     return y * y
@@ -101,14 +99,14 @@ def _activation(kind: str) -> Any:
     """The kernel of one kind."""
     function = _KINDS[kind]
 
-    @jit(fastmath=EXACT, variant=(kind,))
+    @jit(fastmath=EXACT, variant=(kind,), inner=True)
     def part(x: Any, out: Any, first: int, end: int) -> None:
         for i in range(first, end):
             put(out, i, function(get(x, i)))
 
     @jit(fastmath=EXACT, variant=(kind,))
     def whole(x: Any, out: Any, crew: int) -> None:
-        share(crew, task(part, (x, out)), out.size, _GRAIN)
+        share(crew, task(part, (x, out)), out.size, GRAIN)
 
     return whole
 
@@ -127,7 +125,7 @@ def gate_kernel(kind: str, special: bool) -> Any:
     function = _KINDS[kind]
     silu = kind == "silu"
 
-    @jit(fastmath=EXACT, variant=(kind, special))
+    @jit(fastmath=EXACT, variant=(kind, special), inner=True)
     def part(
         gate: Any, gate_step: int, up: Any, up_step: int, numbers: Any, out: Any, size: int, first: int, end: int
     ) -> None:
@@ -160,7 +158,7 @@ def gate_kernel(kind: str, special: bool) -> Any:
     ) -> None:
         if out.size:
             numbers = np.float32(limit), np.float32(alpha), np.float32(up_offset)
-            share(crew, task(part, (gate, gate_step, up, up_step, numbers, out, size)), out.size, _GRAIN)
+            share(crew, task(part, (gate, gate_step, up, up_step, numbers, out, size)), out.size, GRAIN)
 
     return whole
 
@@ -183,7 +181,7 @@ def gated_activation(
     return result
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _sigmoid_part(x: Any, gate: Any, size: int, by_row: bool, residual: Any, out: Any, first: int, end: int) -> None:
     for row in range(first, end):
         at = row * size
@@ -203,7 +201,7 @@ def _sigmoid_part(x: Any, gate: Any, size: int, by_row: bool, residual: Any, out
 def _sigmoid_gate(x: Any, gate: Any, size: int, by_row: bool, residual: Any, out: Any, crew: int) -> None:
     if out.size:
         job = task(_sigmoid_part, (x, gate, size, by_row, residual, out))
-        share(crew, job, out.size // size, max(1, _GRAIN // size))
+        share(crew, job, out.size // size, rows_each(size))
 
 
 @records
@@ -226,7 +224,7 @@ _R0, _R1, _R2, _R3, _R4 = map(
 )
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def tanh(x: Any) -> Any:
     """The hyperbolic tangent of a float32, within 3 units in the last place; becomes a vector in loops."""
     t = abs(x)
@@ -238,7 +236,7 @@ def tanh(x: Any) -> Any:
     return math.copysign(found, x)
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _softcap_part(x: Any, cap: Any, out: Any, first: int, end: int) -> None:
     for i in range(first, end):
         put(out, i, tanh(get(x, i) / cap) * cap)
@@ -246,7 +244,7 @@ def _softcap_part(x: Any, cap: Any, out: Any, first: int, end: int) -> None:
 
 @jit(fastmath=EXACT)
 def _softcap(x: Any, cap: float, out: Any, crew: int) -> None:
-    share(crew, task(_softcap_part, (x, np.float32(cap), out)), out.size, _GRAIN)
+    share(crew, task(_softcap_part, (x, np.float32(cap), out)), out.size, GRAIN)
 
 
 @records

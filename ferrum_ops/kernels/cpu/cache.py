@@ -6,7 +6,7 @@ written, the user's folder for caches; where none can be written, every process 
 numba has a cache of its own, which does not do here: it looks at the one file that a kernel stands in, while a
 kernel's code also comes from the files of its intrinsics, and two processes that compile for different types at the
 same time can overwrite each other's code under one name. Here every piece of code is a file of its own, named after
-all that it depends on, and holds a digest of the sources that it was made from.
+all that it depends on, and holds a digest of what it was made from: the sources in this folder, and ``CONSTANTS``.
 """
 
 from __future__ import annotations
@@ -23,9 +23,19 @@ from typing import Any
 import numba
 from numba.core import compiler, serialize
 
+from ferrum_ops.activation import _TAIL_F32
 from ferrum_ops.kernels.cpu.features import features
+from ferrum_ops.kv_cache import GREATEST_SCALE
+from ferrum_ops.quant.gguf import TYPES
 
-__all__ = ["CodeCache", "folder"]
+__all__ = ["CONSTANTS", "CodeCache", "folder"]
+
+#: numbers of other folders that become constants of compiled code, by their names there
+CONSTANTS: dict[str, object] = {
+    "_TAIL_F32": _TAIL_F32,
+    "GREATEST_SCALE": GREATEST_SCALE,
+    "TYPES": [(name, found.block, found.size) for name, found in TYPES.items()],
+}
 
 _HERE = Path(__file__).resolve().parent
 _DIGEST = 32  # bytes
@@ -53,7 +63,7 @@ def _sources(file: str) -> bytes | None:
     path = Path(file)
     if not path.is_file():
         return None
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(CONSTANTS).encode())
     for one in sorted({*_HERE.glob("*.py"), path.resolve()}):
         digest.update(one.name.encode() + b"\0" + one.read_bytes())
     return digest.digest()
@@ -105,12 +115,15 @@ class CodeCache:
             raise TypeError(f"{self._name} holds addresses of this process and cannot be kept on disk")
         code = _dumps(data._reduce())
         target = place / self._file(sig, data.target_context)
+        begun: str | None = None
         try:
             with tempfile.NamedTemporaryFile(dir=place, delete=False) as file:
+                begun = file.name
                 file.write(made_from + hashlib.sha256(code).digest() + code)
-            os.replace(file.name, target)
-        except OSError:  # a full disk must not stop a computation whose code is there already
-            Path(file.name).unlink(missing_ok=True)
+            os.replace(begun, target)
+        except OSError:  # a full disk or a lost folder must not stop a computation whose code is there already
+            if begun is not None:
+                Path(begun).unlink(missing_ok=True)
 
     def _file(self, sig: Any, target_context: Any) -> str:
         depends = (

@@ -10,10 +10,10 @@ from ferrum_array import Dtype, Tensor
 from ferrum_ops.kernels.cpu.arrays import Array, empty, flat, written
 from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.graph import launch
-from ferrum_ops.kernels.cpu.intrinsics import from_bits, get, magnitude, put, put_int
+from ferrum_ops.kernels.cpu.intrinsics import INFINITE, from_bits, get, magnitude, put, put_int
 from ferrum_ops.kernels.cpu.jit import EXACT, jit
 from ferrum_ops.kernels.cpu.plans import placed
-from ferrum_ops.kernels.cpu.threads import crew, share
+from ferrum_ops.kernels.cpu.threads import crew, rows_each, share
 from ferrum_ops.kv_cache import GREATEST_SCALE, KVCache
 from ferrum_ops.recorded import records
 from ferrum_ops.types import SequenceMeta
@@ -22,11 +22,7 @@ __all__ = ["kv_append", "kv_copy_blocks", "kv_gather"]
 
 _ZERO, _ONE, _MOST, _NAN = np.float32(0.0), np.float32(1.0), np.float32(127.0), np.float32(np.nan)
 _GREATEST = np.float32(GREATEST_SCALE)
-#: the bits of infinity
-_INFINITE = np.int32(0x7F800000)
 _NO_SCALES: Array = np.empty(0, np.float32)
-#: a thread takes rows of about so many numbers at a time
-_GRAIN = 1 << 13
 
 
 @jit(fastmath=EXACT, inner=True)
@@ -51,7 +47,7 @@ def _quantise_rows(x: Any, slots: Any, heads: int, size: int, memory: Any, scale
             for i in range(size):
                 # by their bits, of which maxima become vectors: NaN is above all
                 most = max(most, magnitude(get(x, at + i)))
-            if most >= _INFINITE:
+            if most >= INFINITE:
                 for i in range(size):
                     put_int(memory, row * size + i, _ZERO)
                 put(scales, row, _NAN)
@@ -67,19 +63,14 @@ def _quantise_rows(x: Any, slots: Any, heads: int, size: int, memory: Any, scale
             put(scales, row, scale)
 
 
-@jit(inner=True)
-def _grain(many: int) -> int:
-    return max(1, _GRAIN // max(1, many))
-
-
 @jit
 def _append(x: Any, slots: Any, many: int, memory: Any, crew: int) -> None:
-    share(crew, task(_write_rows, (x, slots, many, memory)), slots.size, _grain(many))
+    share(crew, task(_write_rows, (x, slots, many, memory)), slots.size, rows_each(many))
 
 
 @jit
 def _quantise(x: Any, slots: Any, heads: int, size: int, memory: Any, scales: Any, crew: int) -> None:
-    share(crew, task(_quantise_rows, (x, slots, heads, size, memory, scales)), slots.size, _grain(heads * size))
+    share(crew, task(_quantise_rows, (x, slots, heads, size, memory, scales)), slots.size, rows_each(heads * size))
 
 
 @records
@@ -118,7 +109,7 @@ def _read_rows(memory: Any, scales: Any, slots: Any, heads: int, size: int, out:
 
 @jit
 def _gather(memory: Any, scales: Any, slots: Any, heads: int, size: int, out: Any, crew: int) -> None:
-    share(crew, task(_read_rows, (memory, scales, slots, heads, size, out)), slots.size, _grain(heads * size))
+    share(crew, task(_read_rows, (memory, scales, slots, heads, size, out)), slots.size, rows_each(heads * size))
 
 
 def kv_gather(cache: KVCache, slots: tuple[int, ...], dtype: Dtype) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,9 @@ from ferrum_ops.kernels.cpu.arrays import Array, address
 from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.integers import Format, blocks_of_piece
-from ferrum_ops.kernels.cpu.intrinsics import from_bits, get, get_int, magnitude, put
+from ferrum_ops.kernels.cpu.intrinsics import INFINITE, from_bits, get, get_int, magnitude, put
 from ferrum_ops.kernels.cpu.jit import EXACT, intrinsic, jit
-from ferrum_ops.kernels.cpu.threads import share
+from ferrum_ops.kernels.cpu.threads import rows_each, share
 
 __all__ = ["Inputs", "as_int8", "as_records", "as_rows"]
 
@@ -32,8 +32,6 @@ _NAN, _ZERO = np.float32(np.nan), np.float32(0.0)
 _INT8, _BF16, _F32 = range(3)
 _KINDS = {"int8": _INT8, "bf16": _BF16, "f32": _F32}
 _STORED: dict[Dtype, Any] = {fa.float32: np.float32, fa.bfloat16: np.uint16}
-#: the bits of infinity
-_INFINITE = np.int32(0x7F800000)
 
 
 @intrinsic
@@ -72,7 +70,7 @@ def _write(_typing: Any, array: Any, _index: Any, _value: Any) -> Any:
     return types.void(array, types.intp, types.int8), generate
 
 
-@jit
+@jit(inner=True)
 def _copy_row(x: Any, at: int, count: int, out: Any, to: int, end: int) -> None:
     """Numbers *at* of x as the numbers *to* of out, and zeros up to *end*."""
     for i in range(count):
@@ -81,7 +79,7 @@ def _copy_row(x: Any, at: int, count: int, out: Any, to: int, end: int) -> None:
         put(out, i, _ZERO)
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _quantise_row(x: Any, at: int, count: int, group: int, q: Any, to: int, end: int, scales: Any, first: int) -> None:
     """A row of x as int8 with a scale for each group: ``IntScheme.inputs`` says how.
 
@@ -95,7 +93,7 @@ def _quantise_row(x: Any, at: int, count: int, group: int, q: Any, to: int, end:
             most = max(most, magnitude(get(x, at + i)))
         scale = max(from_bits(most) / _HIGHEST, _LEAST)
         factor = _ONE / scale
-        if most >= _INFINITE:
+        if most >= INFINITE:
             scale, factor = _NAN, _ZERO
         scales[first + start // group] = scale
         for i in range(start, stop):
@@ -108,7 +106,7 @@ def _quantise_row(x: Any, at: int, count: int, group: int, q: Any, to: int, end:
 # piece begin.
 
 
-@jit
+@jit(inner=True)
 def _piece(scales: Any, group: int, last: int, at: int, in_lane: int, out: Any, to: int) -> None:
     """The scales of the lanes of a piece, whose first number is *at*; the row has *last* + 1 of them."""
     if group >= 16 * in_lane:
@@ -120,7 +118,7 @@ def _piece(scales: Any, group: int, last: int, at: int, in_lane: int, out: Any, 
             put(out, to + lane, scales[min((at + lane * in_lane) // group, last)])
 
 
-@jit
+@jit(inner=True)
 def _lanes_of_integers(
     q: Any, at: int, blocks: int, in_lane: int, factor: int, floats: bool, out: Any, to: int
 ) -> None:
@@ -133,7 +131,7 @@ def _lanes_of_integers(
         put(out, to + lane, np.float32(total) if floats else from_bits(np.int32(total * factor)))
 
 
-@jit
+@jit(inner=True)
 def _lanes_of_floats(x: Any, at: int, blocks: int, in_lane: int, out: Any, to: int) -> None:
     for lane in range(16):
         total = _ZERO
@@ -143,7 +141,7 @@ def _lanes_of_floats(x: Any, at: int, blocks: int, in_lane: int, out: Any, to: i
         put(out, to + lane, total)
 
 
-@jit
+@jit(inner=True)
 def _vectors_int8(q: Any, at: int, in_lane: int, out: Any, to: int) -> None:
     """The inputs of a block; out is int8."""
     if in_lane == 4:
@@ -155,7 +153,7 @@ def _vectors_int8(q: Any, at: int, in_lane: int, out: Any, to: int) -> None:
             _write(out, to + 64 + i, q[at + 2 * i + 1])
 
 
-@jit
+@jit(inner=True)
 def _vectors_f32(x: Any, at: int, in_lane: int, out: Any, to: int) -> None:
     """The inputs of a block; out is float32."""
     if in_lane == 4:
@@ -167,7 +165,7 @@ def _vectors_f32(x: Any, at: int, in_lane: int, out: Any, to: int) -> None:
                 put(out, to + 16 * t + lane, get(x, at + 8 * lane + t))
 
 
-@jit
+@jit(inner=True)
 def _vectors_bf16(x: Any, at: int, in_lane: int, out: Any, to: int) -> None:
     """The inputs of a block, of which every fourth or, of 8 bits, every second meet; out is uint16."""
     if in_lane == 4:
@@ -203,12 +201,12 @@ class Inputs(NamedTuple):
         return at + first * stride, stride, scales + first * step, starts + first * step, step
 
 
-@jit
+@jit(inner=True)
 def _source(index: Any, row: int) -> int:
     return index[row] if index.size else row
 
 
-@jit
+@jit(inner=True)
 def _rows_body(x: Any, step: int, index: Any, count: int, out: Any, out_step: int, first: int, end: int) -> None:
     for row in range(first, end):
         _copy_row(x, _source(index, row) * step, count, out, row * out_step, (row + 1) * out_step)
@@ -216,12 +214,7 @@ def _rows_body(x: Any, step: int, index: Any, count: int, out: Any, out_step: in
 
 @jit
 def _rows(x: Any, step: int, index: Any, rows: int, count: int, out: Any, out_step: int, crew: int) -> None:
-    share(crew, task(_rows_body, (x, step, index, count, out, out_step)), rows, _grain(count))
-
-
-@jit
-def _grain(count: int) -> int:
-    return 1 + (1 << 13) // (count + 1)
+    share(crew, task(_rows_body, (x, step, index, count, out, out_step)), rows, rows_each(count))
 
 
 def as_rows(line: Array, step: int, index: Array, rows: int, count: int, dtype: Dtype, crew: int) -> Inputs:
@@ -232,7 +225,7 @@ def as_rows(line: Array, step: int, index: Array, rows: int, count: int, dtype: 
     return Inputs((address(out), padded * out.itemsize, 0, 0, 0), out)
 
 
-@jit
+@jit(inner=True)
 def _int8_body(
     x: Any, step: int, index: Any, count: int, group: int, piece: int, offset: int, q: Any, q_step: int, scales: Any,
     starts: Any, pieces: int, first: int, end: int,
@@ -255,7 +248,7 @@ def _int8(
     scales: Any, starts: Any, pieces: int, crew: int,
 ) -> None:  # fmt: skip
     given = (x, step, index, count, group, piece, offset, q, q_step, scales, starts, pieces)
-    share(crew, task(_int8_body, given), rows, _grain(count))
+    share(crew, task(_int8_body, given), rows, rows_each(count))
 
 
 def as_int8(

@@ -11,17 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types as untyped_types
 from numba.core import cgutils as untyped
 
 from ferrum_ops.kernels.cpu.jit import intrinsic
 
-__all__ = ["exp", "exp_below", "get", "get_bits", "get_int", "magnitude", "put", "put_int"] + [
-    "widen",
-    "write_exp",
-    "write_exp_below",
-]
+__all__ = [
+    "INFINITE", "exp", "exp_below", "from_bits", "get", "get_bits", "get_int", "magnitude", "put", "put_int", "widen",
+    "write_exp", "write_exp_below",
+]  # fmt: skip
 
 types: Any = untyped_types  # numba's types are of some versions and incomplete
 cgutils: Any = untyped
@@ -29,6 +29,9 @@ cgutils: Any = untyped
 _I8, _I16, _I32, _F16, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.HalfType(), ir.FloatType()
 #: A flag of its own keeps an instruction from getting the flags of its kernel, which let sums be taken in any order.
 _AS_WRITTEN = ("contract",)
+
+#: the bits of infinity; those of NaN, without its sign, are above
+INFINITE = np.int32(0x7F800000)
 
 Emit = Callable[[Any, Any], Any]
 

@@ -17,21 +17,9 @@ from numba.core import cgutils as untyped
 from numba.extending import intrinsic
 
 __all__ = [
-    "BFLOATS",
-    "BYTES",
-    "F32",
-    "FLOATS",
-    "I8",
-    "I32",
-    "I64",
-    "LANES",
-    "VECTOR",
-    "WORDS",
-    "Code",
-    "Value",
-    "routine",
-    "zero",
-]
+    "BFLOATS", "BYTES", "F32", "FLOATS", "I8", "I32", "I64", "LANES", "VECTOR", "WORDS", "Code", "Value", "filled",
+    "lanes", "routine", "workspace", "zero",
+]  # fmt: skip
 
 VECTOR = 64  # bytes
 LANES = 16  # words of 32 bits in a vector

@@ -20,7 +20,7 @@ from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.gemm import EVERY, no_a8, prepared, refuses, weights_of, written_as
 from ferrum_ops.kernels.cpu.intrinsics import get, put
 from ferrum_ops.kernels.cpu.jit import EXACT, jit
-from ferrum_ops.kernels.cpu.threads import crew, share
+from ferrum_ops.kernels.cpu.threads import crew, rows_each, share
 from ferrum_ops.moe import offsets_in_order
 from ferrum_ops.moe_planning import RoutePlan, ids_in_range
 from ferrum_ops.quant.tensor import QuantTensor
@@ -31,11 +31,9 @@ __all__ = [
 ]  # fmt: skip
 
 _ZERO = np.float32(0.0)
-#: a thread takes about so many numbers at a time
-_GRAIN = 1 << 13
 
 
-@jit(fastmath=EXACT)
+@jit(fastmath=EXACT, inner=True)
 def _combine_part(
     y: Any, places: Any, weights: Any, residual: Any, k: int, size: int, out: Any, sums: int, first: int, end: int
 ) -> None:
@@ -53,7 +51,7 @@ def _combine_part(
 def _combine(y: Any, places: Any, weights: Any, residual: Any, k: int, size: int, out: Any, crew: int) -> None:
     if out.size:
         job = task(_combine_part, (y, places, weights, residual, k, size, out, 64))
-        share(crew, job, out.size // size, max(1, _GRAIN // (size * k)))
+        share(crew, job, out.size // size, rows_each(size * k))
 
 
 def moe_combine(y: Tensor, plan: RoutePlan, w: Tensor, residual: Tensor | None) -> Tensor:

@@ -15,29 +15,21 @@ from ferrum_ops.kernels.cpu.atomic import task
 from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.intrinsics import get, put
 from ferrum_ops.kernels.cpu.jit import jit
-from ferrum_ops.kernels.cpu.threads import crew, share
+from ferrum_ops.kernels.cpu.threads import crew, rows_each, share
 from ferrum_ops.recorded import records
 
 __all__ = ["l2_norm", "layer_norm", "no_float64", "rms_norm", "rms_norm_with", "root_of_squares"]
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
-#: a thread takes rows of about so many numbers at a time
-_GRAIN = 1 << 13
 
 
-@jit
-def grain(size: int) -> int:
-    """How many rows of this size a thread takes at a time."""
-    return max(1, _GRAIN // max(1, size))
-
-
-@jit
+@jit(inner=True)
 def _add(x: Any, at: int, residual: Any, total: Any, to: int, size: int) -> None:
     for i in range(size):
         put(total, to + i, get(x, at + i) + get(residual, to + i))
 
 
-@jit
+@jit(inner=True)
 def _scaled(x: Any, at: int, factor: Any, w: Any, offset: Any, out: Any, to: int, size: int) -> None:
     """``x * factor * (offset + w)``, where w may be absent."""
     if w.size:
@@ -48,7 +40,7 @@ def _scaled(x: Any, at: int, factor: Any, w: Any, offset: Any, out: Any, to: int
             put(out, to + i, get(x, at + i) * factor)
 
 
-@jit
+@jit(inner=True)
 def root_of_squares(x: Any, at: int, size: int, parts: Any, eps: Any) -> Any:
     """One over the root of the sum of the squares over *parts*, plus eps."""
     total = _ZERO
@@ -58,7 +50,7 @@ def root_of_squares(x: Any, at: int, size: int, parts: Any, eps: Any) -> Any:
     return _ONE / math.sqrt(total / parts + eps)
 
 
-@jit
+@jit(inner=True)
 def _rms_rows(
     x: Any, step: int, w: Any, parts: Any, eps: Any, offset: Any, out: Any, size: int, first: int, end: int
 ) -> None:
@@ -72,7 +64,7 @@ def _rms(x: Any, step: int, w: Any, parts: float, eps: float, offset: float, out
     numbers = np.float32(parts), np.float32(eps), np.float32(offset)
     if size:
         job = task(_rms_rows, (x, step, w, numbers[0], numbers[1], numbers[2], out, size))
-        share(crew, job, out.size // size, grain(size))
+        share(crew, job, out.size // size, rows_each(size))
 
 
 @records
@@ -95,7 +87,7 @@ def l2_norm(x: Tensor, eps: float) -> Tensor:
     return result
 
 
-@jit
+@jit(inner=True)
 def _gated(x: Any, at: int, factor: Any, w: Any, offset: Any, gate: Any, out: Any, to: int, size: int) -> None:
     """``x * factor * (offset + w) * gate / (1 + exp(-gate))``, where w may be absent."""
     for i in range(size):
@@ -105,7 +97,7 @@ def _gated(x: Any, at: int, factor: Any, w: Any, offset: Any, gate: Any, out: An
         put(out, to + i, get(x, at + i) * factor * scale * open_)
 
 
-@jit
+@jit(inner=True)
 def _rms_rows_with(
     x: Any,
     step: int,
@@ -155,7 +147,7 @@ def _rms_with(
     if size:
         numbers = np.float32(eps), np.float32(offset)
         job = task(_rms_rows_with, (x, step, w, numbers, residual, total, gate, out, size))
-        share(crew, job, out.size // size, grain(size))
+        share(crew, job, out.size // size, rows_each(size))
 
 
 @records
@@ -176,7 +168,7 @@ def rms_norm_with(
     return result, summed
 
 
-@jit
+@jit(inner=True)
 def _centred(x: Any, at: int, w: Any, b: Any, eps: Any, out: Any, to: int, size: int) -> None:
     """One row, less its mean, over the root of its mean square."""
     parts = np.float32(size)
@@ -199,7 +191,7 @@ def _centred(x: Any, at: int, w: Any, b: Any, eps: Any, out: Any, to: int, size:
         put(out, to + i, number + get(b, i) if b.size else number)
 
 
-@jit
+@jit(inner=True)
 def _layer_rows(
     x: Any, step: int, w: Any, b: Any, eps: Any, residual: Any, total: Any, out: Any, size: int, first: int, end: int
 ) -> None:
@@ -217,7 +209,7 @@ def _layer(
 ) -> None:
     if size:
         job = task(_layer_rows, (x, step, w, b, np.float32(eps), residual, total, out, size))
-        share(crew, job, out.size // size, grain(size))
+        share(crew, job, out.size // size, rows_each(size))
 
 
 @records

@@ -78,7 +78,7 @@ class Product(NamedTuple):
     bits: int
 
 
-@jit
+@jit(inner=True)
 def write_rows(
     sums: int, sums_stride: int, rows: int, scales: int, biases: int, out: int, out_stride: int, kind: int, count: int
 ) -> None:
@@ -96,7 +96,7 @@ def write_rows(
             write_bf16(at, scale, bias, to, count)
 
 
-@jit
+@jit(inner=True)
 def write_panel(sums: int, stride: int, rows: int, scales: int, output: Numbers, row: int, n: int, count: int) -> None:
     """The sums of rows and columns that begin at *row* and *n* into the output."""
     out, out_stride, kind, biases = output
@@ -106,20 +106,20 @@ def write_panel(sums: int, stride: int, rows: int, scales: int, output: Numbers,
     write_rows(sums, stride, rows, scale, bias, to, out_stride, kind, count)
 
 
-@jit
+@jit(inner=True)
 def blocks_of(rows: int) -> int:
     """How many blocks of inputs there are."""
     return (rows + BLOCK - 1) // BLOCK
 
 
-@jit
+@jit(inner=True)
 def block_of(rows: int) -> int:
     """Rows in a block: all have about as many, a multiple of 6."""
     blocks = blocks_of(rows)
     return (rows + 6 * blocks - 1) // (6 * blocks) * 6
 
 
-@jit
+@jit(inner=True)
 def items_of(rows: int, columns: int) -> int:
     """How many items a product is split into."""
     if rows <= FEW:
@@ -135,7 +135,7 @@ def product(kind: str, stored: str) -> Product:
     outer_six, outer_two = outer_tile(kind, 6, 2), outer_tile(kind, 2, 2)
     pack = packer(kind, stored)
 
-    @jit(variant=(kind, stored))
+    @jit(variant=(kind, stored), inner=True)
     def few(inputs: Numbers, weights: Numbers, output: Numbers, sizes: Numbers, first: int, end: int) -> None:
         x, x_stride, _, _, _ = inputs
         w, stride, scales, _, _, _, _ = weights
@@ -160,7 +160,7 @@ def product(kind: str, stored: str) -> Product:
             for c in range(0, here, COLUMNS):
                 write_panel(sums + 4 * c, 4 * CHUNK, rows, scales, output, 0, n + c, min(COLUMNS, here - c))
 
-    @jit(variant=(kind, stored))
+    @jit(variant=(kind, stored), inner=True)
     def many(inputs: Numbers, weights: Numbers, output: Numbers, sizes: Numbers, first: int, end: int) -> None:
         x, x_stride, _, _, _ = inputs
         w, stride, scales, _, _, _, _ = weights
@@ -214,7 +214,7 @@ def together(made: Product, variant: tuple[object, ...]) -> Callable[..., None]:
     """
     few, _, bits = made
 
-    @jit(variant=variant)
+    @jit(variant=variant, inner=True)
     def parts(
         inputs: Numbers, weights: Any, outputs: Any, rows: int, count: int, columns: Any, first: int, end: int
     ) -> None:

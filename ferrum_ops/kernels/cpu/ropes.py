@@ -15,13 +15,10 @@ from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.intrinsics import get, put
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.kernels.cpu.norms import root_of_squares
-from ferrum_ops.kernels.cpu.threads import crew, share
+from ferrum_ops.kernels.cpu.threads import crew, rows_each, share
 from ferrum_ops.recorded import records
 
 __all__ = ["qk_norm_rope", "rope"]
-
-#: a thread takes tokens of about so many numbers at a time
-_GRAIN = 1 << 13
 
 
 @cache
@@ -29,7 +26,7 @@ def _kernel(pairs: bool, normed: bool, weighted: bool) -> Any:
     """The kernel that turns neighbours or halves, after a norm or not, with weights or not."""
     variant = (pairs, normed, weighted)
 
-    @jit(variant=variant)
+    @jit(variant=variant, inner=True)
     def scaled(x: Any, at: int, i: int, factor: Any, w: Any, offset: Any) -> Any:
         number = get(x, at + i)
         if normed:
@@ -38,7 +35,7 @@ def _kernel(pairs: bool, normed: bool, weighted: bool) -> Any:
             number = number * (get(w, i) + offset)
         return number
 
-    @jit(variant=variant)
+    @jit(variant=variant, inner=True)
     def part(x: Any, steps: Any, w: Any, numbers: Any, tables: Any, shape: Any, out: Any, first: int, end: int) -> None:
         token_step, head_step = steps
         eps, offset = numbers
@@ -82,7 +79,7 @@ def _kernel(pairs: bool, normed: bool, weighted: bool) -> Any:
             numbers, shape = (np.float32(eps), np.float32(offset)), (count, size, half)
             tables = cos, sin, cos.size // half
             job = task(part, (x, (token_step, head_step), w, numbers, tables, shape, out))
-            share(crew, job, tokens, max(1, _GRAIN // (count * size)))
+            share(crew, job, tokens, rows_each(count * size))
 
     return whole
 

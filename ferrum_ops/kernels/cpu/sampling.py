@@ -17,15 +17,13 @@ from ferrum_ops.checks import accumulator
 from ferrum_ops.draws import draw, weights_of_logits
 from ferrum_ops.kernels.cpu.arrays import empty, flat, rows
 from ferrum_ops.kernels.cpu.graph import launch
-from ferrum_ops.kernels.cpu.intrinsics import exp_below, get, magnitude, put
+from ferrum_ops.kernels.cpu.intrinsics import INFINITE, exp_below, get, magnitude, put
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.recorded import records
 from ferrum_ops.sampling import Sampled
 
 __all__ = ["embedding", "sample", "sample_refuses"]
 
-#: the bits of infinity
-_INFINITE = np.int32(0x7F800000)
 _LEAST = np.int32(-0x80000000)
 _ZERO, _NONE, _NAN = np.float32(0.0), np.float32(-math.inf), np.float32(math.nan)
 _PIECE = 1024
@@ -46,12 +44,12 @@ def _greatest(x: Any, at: int, size: int) -> tuple[int, Any]:
         most = _LEAST
         for i in range(first, min(first + _PIECE, size)):
             most = max(most, _order(get(x, at + i)))
-        if most > best and best <= _INFINITE:
+        if most > best and best <= INFINITE:
             best, piece = most, first
     for i in range(piece, min(piece + _PIECE, size)):
         number = get(x, at + i)
         mine = _order(number)
-        if mine == best or (mine > _INFINITE and best > _INFINITE):
+        if mine == best or (mine > INFINITE and best > INFINITE):
             return i, number
     return 0, _NONE
 
@@ -60,7 +58,7 @@ def _greatest(x: Any, at: int, size: int) -> tuple[int, Any]:
 def _log_total(x: Any, at: int, size: int, top: Any) -> Any:
     """The logarithm of the sum of exp(x - top); where the greatest is infinite, of how many there are."""
     total = 0.0
-    if magnitude(top) == _INFINITE:
+    if magnitude(top) == INFINITE:
         for i in range(size):
             total += 1.0 if get(x, at + i) == top else 0.0
         return np.float32(math.log(total))

@@ -30,7 +30,7 @@ from ferrum_ops import cores
 from ferrum_ops.kernels.cpu import atomic
 from ferrum_ops.kernels.cpu.jit import jit
 
-__all__ = ["crew", "ready", "share"]
+__all__ = ["GRAIN", "crew", "ready", "rows_each", "share"]
 
 # Words of the block that caller and helpers share, by their place in bytes; each has a cache line of its own.
 _OWNER = 0  # 1 while a call has the helpers
@@ -53,6 +53,16 @@ _PATIENCE = 2000
 _ALONE, _TURNS = 20e-6, 400
 #: a call that does less than this works alone: about 20 microseconds' worth
 _LEAST = 1 << 15
+
+
+#: how many numbers a thread takes at a time where there is no reason for another number: a few microseconds' worth
+GRAIN = 1 << 13
+
+
+@jit(inner=True)
+def rows_each(size: int) -> int:
+    """How many rows of *size* numbers a thread takes at a time."""
+    return max(1, GRAIN // max(1, size))
 
 
 @jit(inner=True)
