@@ -11,6 +11,7 @@ import math
 from functools import cache
 from typing import Final
 
+import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.kernels.cuda.gemm import address, form_of
 from ferrum_ops.kernels.cuda.launch import empty
@@ -27,10 +28,12 @@ from ferrum_ops.kernels.cuda.moe_products import (
     Stack,
     bulk,
     bulk_refuses,
+    down,
     few,
     many,
     some,
     stack_of,
+    widened_stack,
 )
 from ferrum_ops.kernels.cuda.plans import CHECK
 from ferrum_ops.kernels.cuda.routing import combined, plan_of, plan_refuses
@@ -45,6 +48,10 @@ __all__ = ["grouped_linear", "grouped_linear_refuses", "moe_ffn", "moe_ffn_refus
 _EXPERTS: Final = 1024  # so many have no kernel
 _ONE_PASS: Final = 16  # rows of an expert, on average, for which quantised weights go straight to registers
 _LONG: Final = 48  # and from how many on warps copy for others
+_DEEP: Final = 2048  # numbers of K from which on programs have more rows of weights
+_WORTH: Final = 256  # rows of an expert, on average, for which it is worth to widen quantised weights in memory first
+_ROOM: Final = 2**30  # numbers at most that are widened at once
+_TIMED: Final = (fa.bfloat16,)  # dtypes of rows for which ways beside the general ones were found
 
 
 def _refuses(w: Tensor | QuantTensor) -> str | None:
@@ -95,32 +102,86 @@ def _cut(given: int, experts: int, form: str, gate: bool) -> Cut:
 def _of_sorted(product: Product, where: Sorted) -> Tensor:
     w, given = product.w, where.given
     if w.form != "dense" and given <= _ONE_PASS * w.experts:
-        return few(product, where, _pass(w, False))
+        return few(product, where, _pass(product, where))
     if given > _LONG * w.experts and bulk_refuses(product) is None:
         return bulk(product, where, Bulk(64, 256, 64, 4, 232 if where.order is None else 208))
     return many(product, where, _cut(given, w.experts, w.form, product.gate is not None))
 
 
-@cache
-def _pass_of(form: str, unit: int, size: int, listed: bool) -> Pass:
-    words = 4 if form == "mxfp4" else unit // (16 if form == "int8" else 32)
-    more = 4 // words  # units of which a thread reads 16 bytes
-    if size < 2048:
-        return Pass(1, 2, more)
-    if listed:
-        return Pass(2, 4, 2 * more)
-    return Pass(2, 2, 2) if form == "mxfp4" else Pass(4, 2, more)
+# Of weights without zero points, by form and words of which a thread reads 16 bytes, for rows in bfloat16: ways that
+# were faster than the general ones.
+
+#: first products of up to 8 choices, and of up to 32
+_FIRST: Final = {
+    ("int4", 4): (Pass(1, 2, 2, 1, True), Pass(2, 2, 2, 1, True)),
+    ("mxfp4", 4): (Pass(1, 2, 2, 1, True), Pass(2, 2, 1, 1, True)),
+    ("int8", 4): (Pass(2, 4, 1, 1, True), Pass(2, 4, 1, 1, True)),
+    ("int4", 1): (Pass(2, 4, 2), Pass(2, 4, 1, 1, True)),
+}
+#: products of sorted rows, up to 4 of an expert on average
+_SORTED: Final = {
+    ("mxfp4", 4): Pass(1, 2, 1),
+    ("int8", 4): Pass(1, 2, 1),
+    ("int4", 1): Pass(2, 4, 1, 1, True),
+}
+#: second products and sums of up to 16 choices, and of up to 32; 8 of a token, which have a warp each
+_DOWN: Final = {
+    ("int4", 4): (Pass(1, 8, 2), Pass(2, 8, 1)),
+    ("mxfp4", 4): (Pass(1, 8, 2), Pass(2, 8, 1)),
+    ("int8", 4): (Pass(1, 8, 2, 1, True), Pass(1, 8, 1)),
+    ("int4", 1): (Pass(1, 8, 4, 1, True), Pass(2, 8, 2)),
+}
 
 
-def _pass(w: Stack, listed: bool) -> Pass:
+def _kind(product: Product) -> tuple[str, int] | None:
+    """The key of the tables, or None for what they do not have."""
+    w = product.w
+    if product.x.dtype not in _TIMED or w.zeros is not None or not w.per or w.form == "dense":
+        return None
+    if w.form == "mxfp4":
+        return ("mxfp4", 4) if w.size % 128 == 0 else None
+    return w.form, w.unit // (16 if w.form == "int8" else 32)
+
+
+def _pass(product: Product, where: Sorted | Listed) -> Pass:
     """How quantised weights are read once, by programs that look up their rows or are told them."""
-    return _pass_of(w.form, w.unit, w.size, listed)
+    w = product.w
+    words = 4 if w.form == "mxfp4" else w.unit // (16 if w.form == "int8" else 32)
+    more = 4 // words  # units of which a thread reads 16 bytes
+    if w.size < _DEEP:
+        return Pass(1, 2, more)
+    kind = _kind(product)
+    if isinstance(where, Listed):
+        one, several = _FIRST.get(kind, (None, None)) if kind else (None, None)
+        return (one if where.ids._data.size <= 8 else several) or Pass(2, 4, 2 * more)
+    known = _SORTED.get(kind) if kind and where.given <= 4 * w.experts else None
+    return known or (Pass(2, 2, 2) if w.form == "mxfp4" else Pass(4, 2, more))
+
+
+def _together(product: Product, k: int, choices: int) -> Pass | None:
+    """How the second product of few tokens is cut that gives weighted sums; None: combining them after it is better."""
+    kind = _kind(product)
+    cuts = _DOWN.get(kind) if kind and k == 8 and product.w.size < _DEEP else None
+    return cuts[choices > 16] if cuts else None
 
 
 def _of_listed(product: Product, where: Listed) -> Tensor:
     if product.w.form == "dense":
         return some(product, where, Cut(16, 0, 64, 64, 4, 6, False))
-    return few(product, where, _pass(product.w, True))
+    return few(product, where, _pass(product, where))
+
+
+def _listed(choices: int, experts: int, plain: bool) -> bool:
+    """Whether programs look up their rows: sorting takes two launches, but looking them up grows with the choices."""
+    return choices <= min(32, FEW) or (plain and choices <= min(FEW, experts))
+
+
+def _stack(w: Tensor | QuantTensor, x: Tensor, given: int) -> Stack:
+    """Weights for so many rows: very many meet widened ones, where these are not very large."""
+    fits = given >= _WORTH * w.shape[0] and math.prod(w.shape) <= _ROOM
+    if fits and isinstance(w, QuantTensor) and x.dtype in _TIMED:
+        return widened_stack(w, x)
+    return stack_of(w)
 
 
 def grouped_linear_refuses(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Tensor | None) -> str | None:
@@ -135,7 +196,7 @@ def grouped_linear(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Te
     given: int = x._data.shape[0]
     if not given:
         return empty((0, w.shape[1]), x)
-    return _of_sorted(Product(x, stack_of(w), bias, w.shape[1], None), Sorted(None, offsets, given, 1))
+    return _of_sorted(Product(x, _stack(w, x, given), bias, w.shape[1], None), Sorted(None, offsets, given, 1))
 
 
 def moe_ffn_refuses(
@@ -164,12 +225,15 @@ def moe_ffn(
         None if alpha == 1.0 else float(alpha),
         float(up_offset) if up_offset else None,
     )
-    first = Product(x, stack_of(w13), b13, inner, gate)
-    second = stack_of(w2)
-    if choices <= FEW:
-        h = _of_listed(first, Listed(ids, k))
-        y = _of_listed(Product(h, second, b2, columns, None), Listed(ids, 1))
-        return combined(y, None, w, ids=ids, experts=experts)
+    given = choices if kind == "silu" else 0  # others do not have the kernel that makes widening worth it
+    first = Product(x, _stack(w13, x, given), b13, inner, gate)
+    second = _stack(w2, x, given)
+    if _listed(choices, experts, first.w.form == second.form == "dense"):
+        product = Product(_of_listed(first, Listed(ids, k)), second, b2, columns, None)
+        cut = _together(product, k, choices)
+        if cut is not None:
+            return down(product, ids, w, cut)
+        return combined(_of_listed(product, Listed(ids, 1)), None, w, ids=ids, experts=experts)
     plan = plan_of(ids, experts)
     h = _of_sorted(first, Sorted(plan.order, plan.offsets, choices, k))
     y = _of_sorted(Product(h, second, b2, columns, None), Sorted(None, plan.offsets, choices, 1))

@@ -6,11 +6,12 @@ experts. The host knows bounds, from which grids are made.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final, NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.kernels.cuda.gemm import address, form_of
+from ferrum_ops.kernels.cuda.gemm import address, form_of, widened
 from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two, processors
 from ferrum_ops.kernels.cuda.layouts import in_order, rows
 from ferrum_ops.kernels.cuda.source import moe as source
@@ -20,14 +21,14 @@ from ferrum_ops.quant.mxfp4 import Mxfp4Scheme
 from ferrum_ops.quant.tensor import QuantTensor
 
 __all__ = [
-    "FEW", "WIDE", "Bulk", "Cut", "Gate", "Listed", "Pass", "Product", "Sorted", "Stack", "bulk", "bulk_refuses", "few",
-    "many", "some", "stack_of",
+    "FEW", "WIDE", "Bulk", "Cut", "Gate", "Listed", "Pass", "Product", "Sorted", "Stack", "bulk", "bulk_refuses",
+    "down", "few", "many", "some", "stack_of", "widened_stack",
 ]  # fmt: skip
 
 #: dtypes in which all 4-bit floats with their scales are exact
 WIDE: Final = (fa.bfloat16,)
 #: so many choices at most are looked up among all by every program
-FEW: Final = 32
+FEW: Final = 128
 
 _PLAIN: Final = ("columns", "size", "x_step", "w_expert", "w_step")
 _QUANTISED: Final = (*_PLAIN, "s_expert", "s_step", "z_expert", "z_step")
@@ -35,6 +36,7 @@ _MANY: Final = Kernel(source.many, aligned=_QUANTISED)
 _BULK: Final = Kernel(moe_bulk.bulk, aligned=("columns", "size", "x_step", "w_step"))
 _FEW: Final = Kernel(moe_few.few, aligned=_QUANTISED)
 _SOME: Final = Kernel(source.some, aligned=_PLAIN)
+_DOWN: Final = Kernel(moe_few.down, aligned=_QUANTISED)
 
 
 class Cut(NamedTuple):
@@ -87,12 +89,14 @@ class Pass(NamedTuple):
         warps: of a program.
         chunks: 32 numbers of dense weights, or units of others, that each warp takes at once.
         stages: loads that are under way.
+        ahead: whether weights are loaded while those before them are multiplied.
     """
 
     tiles: int
     warps: int
     chunks: int
     stages: int = 1
+    ahead: bool = False
 
 
 class Gate(NamedTuple):
@@ -163,6 +167,14 @@ def stack_of(w: Tensor | QuantTensor) -> Stack:
     for part in (scales, zeros):
         steps += (0, 0) if part is None else tuple(step // part._data.itemsize for step in part._data.strides[:2])
     return Stack(values, scales, zeros, steps, experts, count, size, form.name, form.unit, form.per)
+
+
+def widened_stack(w: QuantTensor, like: Tensor) -> Stack:
+    """The numbers of *w* in the dtype of *like*, as dense weights in memory of their own."""
+    experts, count, size = w.shape
+    parts = {name: fa.reshape(part, (experts * count, -1)) for name, part in w.parts.items()}
+    flat = QuantTensor(w.scheme, (experts * count, size), parts, dtype=w.dtype)
+    return stack_of(fa.reshape(widened(flat, like), w.shape))
 
 
 def _operands(product: Product) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -238,13 +250,20 @@ def _fours(product: Product) -> Product:
     return product
 
 
-def _constants(w: Stack, cut: Pass) -> dict[str, Any]:
+def _constants(w: Stack, cut: Pass, apart: bool) -> dict[str, Any]:
+    """What is compiled in; *apart*: warps do not share K."""
     depth, piece = (w.size, 32) if w.form == "dense" else (w.size // w.unit, 1)
-    step = piece * cut.chunks * cut.warps
+    step = piece * cut.chunks * (1 if apart else cut.warps)
     return {
         "FORM": w.form, "PER": w.per, "TILES": cut.tiles, "WARPS": cut.warps, "CHUNKS": cut.chunks,
         "WORDS": 0 if w.form == "dense" else w.unit // (16 if w.form == "int8" else 32), "EVEN": depth % step == 0,
+        "AHEAD": cut.ahead,
     }  # fmt: skip
+
+
+def _looked_up(choices: int) -> int:
+    """The choices that programs are compiled for."""
+    return 32 if choices <= 32 else FEW
 
 
 def few(product: Product, where: Sorted | Listed, cut: Pass) -> Tensor:
@@ -263,8 +282,23 @@ def few(product: Product, where: Sorted | Listed, cut: Pass) -> Tensor:
     _FEW(
         (-(-columns // width), slots), x, *_operands(product), ids, order, offsets, out, given, columns,
         w.size // w.unit, x_step, *w.steps, where.k, w.experts, *numbers, 1, warps=cut.warps, stages=cut.stages,
-        ACT=kind, CHOICES=FEW, EACH=w.experts < given, HIGH=1 if given <= 4 * w.experts else 2,
-        **_constants(w, cut),
+        ACT=kind, CHOICES=_looked_up(0 if ids is None else given), EACH=w.experts < given,
+        HIGH=1 if given <= 4 * w.experts else 2, **_constants(w, cut, False),
+    )  # fmt: skip
+    return out
+
+
+def down(product: Product, ids: Tensor, weights: Tensor, cut: Pass) -> Tensor:
+    """The weighted sums [..., columns] of what the experts of each token give; x has a row for each choice."""
+    product = _fours(product)
+    x, x_step = rows(product.x)
+    w, columns = product.w, product.columns
+    *lead, k = ids._data.shape
+    out = empty((*lead, columns), product.x)
+    _DOWN(
+        (-(-columns // (16 * cut.tiles)), math.prod(lead)), x, *_operands(product), ids, weights, out, columns,
+        w.size // w.unit, x_step, *w.steps, k, w.experts, 1, warps=cut.warps, stages=cut.stages,
+        **_constants(w, cut, True),
     )  # fmt: skip
     return out
 
@@ -279,8 +313,8 @@ def some(product: Product, where: Listed, cut: Cut) -> Tensor:
     kind, *numbers = product.gate or (None, None, None, None)
     _SOME(
         (-(-columns // cut.columns), min(given, w.experts)), x, values, bias, ids, out, given, columns, w.size, x_step,
-        *w.steps[:2], where.k, w.experts, *numbers, 1, warps=cut.warps, stages=cut.stages, ACT=kind, CHOICES=FEW,
-        EACH=w.experts < given, BM=cut.rows, BN=cut.columns, BK=cut.depth, BULK=cut.bulk and _by_descriptor(w),
-        EVEN=w.size % cut.depth == 0,
+        *w.steps[:2], where.k, w.experts, *numbers, 1, warps=cut.warps, stages=cut.stages, ACT=kind,
+        CHOICES=_looked_up(given), EACH=w.experts < given, BM=cut.rows, BN=cut.columns, BK=cut.depth,
+        BULK=cut.bulk and _by_descriptor(w), EVEN=w.size % cut.depth == 0,
     )  # fmt: skip
     return out

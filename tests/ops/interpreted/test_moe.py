@@ -18,7 +18,7 @@ from ferrum_ops.kernels.cuda.moe_products import Cut, Gate, Listed, Pass, Produc
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import LIES, Lie, lying, poison
 from tests.ops.interpreted.hopper import Made, compiled
-from tests.ops.oracle import Array, distance, noise
+from tests.ops.oracle import Array, distance, make, noise
 from tests.ops.test_activation import EXACT
 
 SCHEMES = ("int4-g32", "int4-g64-asym", "int4-g96-f16", "int4", "int8", "int8-g32", "int8-g64-asym", "mxfp4")
@@ -106,7 +106,7 @@ def test_gates_of_sorted_rows(scheme: str | None, cut: Cut) -> None:
     made=st.sampled_from([None, None, "int4-g32", "int8-g32-asym", "mxfp4", "mxfp4", "int8"]),
     seed=st.integers(0, 2**32 - 1), tokens=st.sampled_from([1, 5]), k=st.sampled_from([1, 3, 4]),
     biased=st.booleans(), limit=st.booleans(), kind=st.sampled_from(["silu", "gelu", "relu2"]), sort=st.booleans(),
-    wide_scales=st.booleans(),
+    wide_scales=st.booleans(), together=st.booleans(),
 )  # fmt: skip
 def test_networks_as_the_oracle_says(
     made: str | None,
@@ -118,6 +118,7 @@ def test_networks_as_the_oracle_says(
     kind: ActivationKind,
     sort: bool,
     wide_scales: bool,
+    together: bool,
 ) -> None:
     """With the products that belong to each way of finding the rows."""
     rng = np.random.default_rng(seed)
@@ -141,6 +142,7 @@ def test_networks_as_the_oracle_says(
         want[t] += s64[t, j] * (w2_64[e] @ y + (b2_64[e] if biased else 0.0))
     with pytest.MonkeyPatch.context() as patch, poison(products), np.errstate(all="ignore"):
         patch.setattr(moe, "FEW", 0 if sort else products.FEW)
+        patch.setattr(moe, "_together", lambda *_: Pass(1, 2, 1, 1, True) if together and made else None)
         patch.setattr(products, "WIDE", (fa.float16,) if wide_scales else ())  # the scales here are not far from 1
         got = moe.moe_ffn(
             x, w13, w2, ids, scale, kind, b13 if biased else None, b2 if biased else None, 0.5 if limit else None, 1.0,
@@ -151,7 +153,7 @@ def test_networks_as_the_oracle_says(
 
 
 @pytest.mark.parametrize("scheme", ["int4-g32", "int4-g64-asym", "int4", "int8-g64-asym", "int8-g32", "mxfp4", "wide"])
-@pytest.mark.parametrize("cut", [Pass(1, 2, 1), Pass(2, 1, 2)])
+@pytest.mark.parametrize("cut", [Pass(1, 2, 1), Pass(2, 1, 2), Pass(1, 2, 1, 1, True)])
 def test_few_rows_with_quantised_weights(scheme: str, cut: Pass) -> None:
     """Sorted rows, of which an expert has more than a pass takes, and rows that are not sorted: the same."""
     experts, columns, size, k = 3, 19, 256, 2
@@ -168,6 +170,110 @@ def test_few_rows_with_quantised_weights(scheme: str, cut: Pass) -> None:
         sorted_ = products.few(product, Sorted(plan.order, plan.offsets, 18, k), cut)
     assert distance(wide(by_ids), want) < CLOSE
     assert distance(wide(sorted_), want[wide(plan.order).astype(np.int64)]) < CLOSE
+
+
+@settings(max_examples=6)
+@given(
+    scheme=st.sampled_from(["int4-g32", "int4-g64-asym", "int4", "int8-g64-asym", "int8-g32", "mxfp4", "wide"]),
+    seed=st.integers(0, 2**32 - 1), tokens=st.sampled_from([1, 3]), k=st.sampled_from([1, 3, 5]),
+    columns=st.sampled_from([7, 32, 40]), biased=st.booleans(),
+    cut=st.sampled_from([Pass(1, 2, 1), Pass(2, 4, 2), Pass(1, 8, 1, 1, True), Pass(2, 2, 2, 1, True)]),
+)  # fmt: skip
+def test_what_the_experts_of_a_token_give_together(
+    scheme: str, seed: int, tokens: int, k: int, columns: int, biased: bool, cut: Pass
+) -> None:
+    """Always the same bits; more experts than warps, and fewer; experts twice; experts that there are none of."""
+    experts, size = 4, 384
+    w, w64 = weights(seed, (experts, columns, size), "mxfp4" if scheme == "wide" else scheme, True)
+    x, x64 = lying(seed + 1, (tokens * k, size), fa.float16, "columns")
+    chosen = np.random.default_rng(seed).integers(0, experts, (tokens, k))
+    share, s64 = make(noise(seed + 2, tokens, k), fa.float32, fa.Device("cpu"))
+    bias, b64 = lying(seed + 3, (experts, columns), fa.float16, "whole")
+    product = Product(x, stack_of(w), bias if biased else None, columns, None)
+    each = np.einsum("tjnk,tjk->tjn", w64[chosen], x64.reshape(tokens, k, -1)) + (b64[chosen] if biased else 0.0)
+    want = np.einsum("tjn,tj->tn", each, s64)
+    with pytest.MonkeyPatch.context() as patch, poison(products):
+        patch.setattr(products, "WIDE", (fa.float16,) if scheme == "wide" else ())
+        got = products.down(product, fa.asarray(chosen, device="cpu"), share, cut)
+        again = products.down(product, fa.asarray(chosen, device="cpu"), share, cut)
+        chosen[0, -1] = data = (-1, experts, 2**40)[seed % 3]
+        none = products.down(product, fa.asarray(chosen, device="cpu"), share, cut)
+    assert data not in range(experts)
+    assert got.shape == (tokens, columns)
+    assert np.linalg.norm(wide(got) - want) < CLOSE * max(np.linalg.norm(want), np.linalg.norm(each * s64[..., None]))
+    assert np.array_equal(wide(got), wide(again))
+    assert np.isnan(wide(none)[0]).all()
+    assert np.array_equal(wide(none)[1:], wide(got)[1:])
+
+
+@pytest.mark.parametrize("scheme", ["int4-g32", "int4-g64-asym", "int4", "int8-g64-asym", "mxfp4"])
+def test_very_many_rows_meet_widened_weights(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    w, w64 = weights(1, (3, 10, 192), scheme)
+    x, x64 = lying(2, (5, 192), fa.float16, "columns")
+    monkeypatch.setattr(moe, "_WORTH", 1)
+    assert moe._stack(w, x, 5).form != "dense"
+    monkeypatch.setattr(moe, "_TIMED", (fa.float16,))
+    assert moe._stack(w, x, 2).form != "dense"
+    assert moe._stack(w, x, 3).form == "dense"
+    got = moe.grouped_linear(x, w, fa.asarray([0, 2, 2, 5], device="cpu"), None)
+    want = np.concatenate([x64[:2] @ w64[0].T, x64[2:] @ w64[2].T])
+    assert distance(wide(got), want) < CLOSE
+    monkeypatch.setattr(moe, "_ROOM", 3 * 10 * 192 - 1)
+    assert moe._stack(w, x, 5).form != "dense"
+
+
+@pytest.mark.parametrize(
+    ("scheme", "tokens"), [("int4-g128", 1), ("int4-g32", 1), ("int8-g128", 3), ("mxfp4", 3), ("mxfp4", 5)]
+)
+def test_a_network_in_the_ways_of_the_tables(scheme: str, tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The programs for 8 choices of a token meet the same numbers as those for any."""
+    experts, size, inner = 2, 256, 128
+    x, _ = lying(1, (tokens, size), fa.float16, "columns")
+    w13, _ = weights(2, (experts, 2 * inner, size), scheme)
+    w2, _ = weights(3, (experts, 16, inner), scheme)
+    ids = fa.asarray(np.random.default_rng(tokens).integers(0, experts, (tokens, 8)), device="cpu")
+    share, _ = make(noise(4, tokens, 8), fa.float32, fa.Device("cpu"))
+    monkeypatch.setattr(moe, "_DEEP", 200)
+    monkeypatch.setattr(products, "WIDE", (fa.float16,))  # the scales here are not far from 1
+    launched: list[Pass] = []
+
+    def down(product: Product, ids: fa.Tensor, weights: fa.Tensor, cut: Pass) -> fa.Tensor:
+        launched.append(cut)
+        return products.down(product, ids, weights, cut)
+
+    monkeypatch.setattr(moe, "down", down)
+    general = moe.moe_ffn(x, w13, w2, ids, share, "silu", None, None, None, 1.0, 0.0)
+    assert not launched
+    monkeypatch.setattr(moe, "_TIMED", (fa.float16,))
+    got = moe.moe_ffn(x, w13, w2, ids, share, "silu", None, None, None, 1.0, 0.0)
+    assert len(launched) == (tokens < 5)
+    assert distance(wide(got), wide(general).astype(np.float64)) < CLOSE
+
+
+def test_the_tables_are_for_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for zero points, other dtypes, one scale a row, other numbers of choices and longer rows."""
+    monkeypatch.setattr(moe, "_TIMED", (fa.float16,))
+
+    def product(scheme: str | None, dtype: fa.Dtype = fa.float16) -> Product:
+        w, _ = weights(1, (2, 4, 384), scheme)
+        return Product(fa.ones((8, 384), dtype=dtype, device="cpu"), stack_of(w), None, 4, None)
+
+    assert moe._together(product("int4-g128"), 8, 16) == Pass(1, 8, 2)
+    assert moe._together(product("int4-g128"), 8, 17) == Pass(2, 8, 1)
+    assert moe._together(product("int4-g128"), 4, 16) is None
+    assert moe._together(product("int4-g128", fa.float32), 8, 16) is None
+    for scheme in ("int4-g128-asym", "int4", "int8", None):
+        assert moe._together(product(scheme), 8, 16) is None
+    monkeypatch.setattr(moe, "_DEEP", 384)
+    assert moe._together(product("int4-g128"), 8, 16) is None
+
+
+def test_dense_experts_are_looked_up_while_there_are_few_choices() -> None:
+    assert moe._listed(32, 4, False)
+    assert not moe._listed(33, 128, False)
+    assert moe._listed(128, 128, True)
+    assert not moe._listed(129, 256, True)
+    assert not moe._listed(64, 63, True)
 
 
 @settings(max_examples=10)
@@ -302,6 +408,7 @@ def test_what_the_compiler_makes_for_a_hopper_gpu() -> None:
         network(64, *dense)
         network(1, *dense)
         network(64, int4(128, 1536, 2048), int4(128, 2048, 768))
+        network(2, int4(128, 1536, 2048), int4(128, 2048, 768))
         """
     )
     made: dict[str, list[Made]] = {}
@@ -309,10 +416,10 @@ def test_what_the_compiler_makes_for_a_hopper_gpu() -> None:
         made.setdefault(code.name, []).append(code)
         assert code.shared <= 227 * 1024, code
     assert {name: len(codes) for name, codes in made.items()} == {
-        "count": 3, "place": 3, "bulk": 2, "many": 2, "some": 2, "few": 2, "combine": 4,
+        "count": 3, "place": 3, "bulk": 2, "many": 2, "some": 2, "few": 3, "down": 1, "combine": 4,
     }  # fmt: skip
     assert all(code.wide for code in made["few"])
     assert any(code.wide for code in made["combine"])  # where there are many tokens
-    for name in ("few", "many", "some"):
+    for name in ("down", "few", "many", "some"):
         for code in made[name]:
             assert not code.local, code

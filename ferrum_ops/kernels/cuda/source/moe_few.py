@@ -10,30 +10,63 @@ from ferrum_ops.kernels.cuda.source.activations import gated
 from ferrum_ops.kernels.cuda.source.gemm import _along, _numbers, _scales, dense_sums
 from ferrum_ops.kernels.cuda.source.moe import choices_of, nth
 
-__all__ = ["few"]
+__all__ = ["down", "few"]
+
+
+@triton.jit
+def _words(w_at, w_in, unit, start, units, WORDS: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr):
+    """The words of units from *start* on; with EVEN all of these units are there, or with AHEAD none may be."""
+    inside = w_in
+    if not EVEN:
+        inside = w_in & (unit < units - start)
+    elif AHEAD:
+        inside = w_in & (start < units)
+    return tl.load(w_at + start * (4 * WORDS), mask=inside, other=0, eviction_policy="evict_first")
+
+
+@triton.jit
+def _of_groups(part, row, s_in, s_unit, lane, start, units, spread, PER: tl.constexpr, OWN: tl.constexpr,
+    EVEN: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Scales or zeros of the groups of units from *start* on."""
+    group = (s_unit + start) // PER if PER else s_unit * 0
+    if OWN:
+        group = (s_unit + start) * 4 + _along(lane, 0, 5)
+    inside = s_in
+    if not EVEN:
+        inside = s_in & (s_unit < units - start)
+    elif AHEAD:
+        inside = s_in & (start < units)
+    return tl.load(part + row + group + spread, mask=inside, other=0)
 
 
 @triton.jit
 def _few_quantised(
     x, w, scales, zeros, x_row, x_in, w_row, w_in, s_row, z_row, units, one,
     FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr,
-    CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
+    CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr, APART: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Like ``dense_sums``, for weights of units of 4 * WORDS words; PER of them have one scale, or where PER is 0 none.
 
     But 4-bit floats with PER 0 have a scale for each quarter of a unit, which is what a thread has of it.
     *one* is 1, which the compiler must not know: otherwise it gives neighbouring words to one thread where they belong
-    to four.
+    to four. AHEAD: weights are loaded while those before them are multiplied.
     """
     KIND: tl.constexpr = x.dtype.element_ty
     EIGHTS: tl.constexpr = WORDS // 2 if FORM == "int8" else WORDS  # a thread has so many times 8 numbers of a unit
     BK: tl.constexpr = 32 * EIGHTS
     BATCH: tl.constexpr = CHUNKS * WARPS
+    STEP: tl.constexpr = CHUNKS if APART else BATCH
     OWN: tl.constexpr = FORM == "mxfp4" and PER == 0
+    SCALED: tl.constexpr = OWN or PER > 0
     lane = tl.arange(0, 4) * one
-    unit = _along(tl.arange(0, WARPS), 2, 6) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 6)
-    x_unit = _along(tl.arange(0, WARPS), 2, 7) * CHUNKS + _along(tl.arange(0, CHUNKS), 4, 7)
-    s_unit = _along(tl.arange(0, WARPS), 2, 5) * CHUNKS + _along(tl.arange(0, CHUNKS) * one, 4, 5)
+    unit = _along(tl.arange(0, CHUNKS), 4, 6)
+    x_unit = _along(tl.arange(0, CHUNKS), 4, 7)
+    s_unit = _along(tl.arange(0, CHUNKS) * one, 4, 5)
+    if not APART:
+        unit += _along(tl.arange(0, WARPS), 2, 6) * CHUNKS
+        x_unit += _along(tl.arange(0, WARPS), 2, 7) * CHUNKS
+        s_unit += _along(tl.arange(0, WARPS), 2, 5) * CHUNKS
     word = (unit * 4 + _along(lane, 0, 6)) * WORDS + _along(tl.arange(0, WORDS), 5, 6)
     w_at = w + w_row + word
     k = (x_unit * 4 + _along(lane, 0, 7)) * EIGHTS + _along(tl.arange(0, EIGHTS), 5, 7)
@@ -47,33 +80,46 @@ def _few_quantised(
         z_row += _along(lane, 0, 5) * 0
     spread = tl.zeros([4, 8, WARPS, 2 * TILES, CHUNKS], tl.int32)
     sums = tl.zeros([BATCH, 16 * TILES, 8 * HIGH], tl.float32)
-    for start in range(0, units, BATCH):
-        rest = units - start
-        if EVEN:
-            a = tl.load(w_at + start * (4 * WORDS), mask=w_in, other=0, eviction_policy="evict_first")
-            b = tl.load(x_at + start * BK, mask=b_in, other=0.0)
-            g_in = s_in
+    if AHEAD:
+        next_a = _words(w_at, w_in, unit, 0, units, WORDS, EVEN, AHEAD)
+        next_s = 0
+        if SCALED:
+            next_s = _of_groups(scales, s_row, s_in, s_unit, lane, 0, units, spread, PER, OWN, EVEN, AHEAD)
+        if zeros is not None:
+            next_z = _of_groups(zeros, z_row, s_in, s_unit, lane, 0, units, spread, PER, OWN, EVEN, AHEAD)
         else:
-            a_in = w_in & (unit < rest)
-            a = tl.load(w_at + start * (4 * WORDS), mask=a_in, other=0, eviction_policy="evict_first")
-            b = tl.load(x_at + start * BK, mask=b_in & (x_unit < rest), other=0.0)
-            g_in = s_in & (s_unit < rest)
-        group = (s_unit + start) // PER if PER else s_unit * 0
-        if OWN:
-            group = (s_unit + start) * 4 + _along(lane, 0, 5)
+            next_z = 0
+    for start in range(0, units, STEP):
+        if AHEAD:
+            a = next_a
+            s = next_s
+            z = next_z
+            next_a = _words(w_at, w_in, unit, start + STEP, units, WORDS, EVEN, AHEAD)
+            if SCALED:
+                next_s = _of_groups(
+                    scales, s_row, s_in, s_unit, lane, start + STEP, units, spread, PER, OWN, EVEN, AHEAD
+                )
+            if zeros is not None:
+                next_z = _of_groups(
+                    zeros, z_row, s_in, s_unit, lane, start + STEP, units, spread, PER, OWN, EVEN, AHEAD
+                )
+        else:
+            a = _words(w_at, w_in, unit, start, units, WORDS, EVEN, AHEAD)
+            if SCALED:
+                s = _of_groups(scales, s_row, s_in, s_unit, lane, start, units, spread, PER, OWN, EVEN, AHEAD)
+            if zeros is not None:
+                z = _of_groups(zeros, z_row, s_in, s_unit, lane, start, units, spread, PER, OWN, EVEN, AHEAD)
+        b = tl.load(x_at + start * BK, mask=b_in if EVEN else b_in & (x_unit < units - start), other=0.0)
         if zeros is None:
-            z = None
+            a = _numbers(a, None, one, FORM, KIND)
         else:
-            z = tl.load(zeros + z_row + group + spread, mask=g_in, other=0)
-            z = z.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1)
-        a = _numbers(a, z, one, FORM, KIND)
+            a = _numbers(a, z.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1), one, FORM, KIND)
         if OWN:  # powers of two, so that products are exact
-            s = _scales(tl.load(scales + s_row + group + spread, mask=g_in, other=0)).to(KIND)
-            a *= s.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1)
+            a *= _scales(s).to(KIND).reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1)
         a = a.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, EIGHTS, 2, 2, 2)
         b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, EIGHTS, 2, 2, 2)
-        # K in the order in which the compiler gives it to threads: four neighbours, but eight if it sees bytes
-        if zeros is None and not OWN:
+        # K in the order in which the compiler gives it to threads: four neighbours, but eight if it sees bytes here
+        if AHEAD or (zeros is None and not OWN):
             a = a.permute(4, 2, 3, 1, 5, 6, 0, 7, 8)
             b = b.permute(4, 2, 5, 6, 0, 8, 7, 3, 1) if FORM == "int8" else b.permute(4, 2, 5, 7, 0, 8, 6, 3, 1)
         else:
@@ -82,8 +128,7 @@ def _few_quantised(
         a = a.reshape(BATCH, 16 * TILES, BK)
         b = b.reshape(BATCH, BK, 8 * HIGH)
         if PER:
-            s = _scales(tl.load(scales + s_row + group + spread, mask=g_in, other=0))
-            s = s.permute(4, 2, 3, 1, 0).reshape(BATCH, 16 * TILES, 1, 4, 1)
+            s = _scales(s).permute(4, 2, 3, 1, 0).reshape(BATCH, 16 * TILES, 1, 4, 1)
             s = tl.broadcast_to(s, BATCH, 16 * TILES, HIGH, 4, 2).reshape(BATCH, 16 * TILES, 8 * HIGH)
             sums += tl.dot(a, b) * s
         else:
@@ -95,9 +140,12 @@ def _few_quantised(
 def _few_sums(
     x, w, scales, zeros, x_row, x_in, expert, row, row_in, size, w_expert, w_step, s_expert, s_step, z_expert, z_step,
     one, FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr,
-    CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr,
+    CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr, APART: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """Sums of each warp for rows of weights of experts; *size* counts numbers, or units of them."""
+    """Sums of each warp for rows of weights of experts; *size* counts numbers, or units of them.
+
+    The warps share K; with APART each has all of it, of an expert and a row of x of its own: of quantised weights only.
+    """
     w_row = expert * w_expert + row * w_step
     if FORM == "dense":
         sums = dense_sums(x, w, x_row, x_in, w_row, row_in, size, TILES, HIGH, WARPS, CHUNKS, EVEN)
@@ -107,7 +155,7 @@ def _few_sums(
         words = w.to(tl.pointer_type(tl.uint32))
         sums = _few_quantised(
             x, words, scales, zeros, x_row, x_in, w_row, row_in, s_row, z_row, size, one, FORM, PER, TILES, HIGH,
-            WARPS, CHUNKS, WORDS, EVEN,
+            WARPS, CHUNKS, WORDS, EVEN, APART, AHEAD,
         )  # fmt: skip
         if PER == 0 and FORM != "mxfp4":
             s = tl.load(scales + s_row, mask=row_in, other=0.0).to(tl.float32)
@@ -117,12 +165,52 @@ def _few_sums(
 
 
 @triton.jit
+def down(
+    x, w, scales, zeros, bias, ids, weights, out, columns, size, x_step, w_expert, w_step, s_expert, s_step, z_expert,
+    z_step, k, experts, one,
+    FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr,
+    WORDS: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """The weighted sums of what the k experts of a token give for 16 * TILES columns; x has a row for each choice.
+
+    Each warp has an expert at a time, and what they give is added in one order. A choice of no expert is NaN.
+    """
+    token = tl.program_id(1).to(tl.int64)
+    low = _along(tl.arange(0, 8), 1, 6)
+    n = tl.program_id(0) * (16 * TILES) + _along(tl.arange(0, 2 * TILES), 3, 6) * 8 + low
+    line = tl.program_id(0) * (16 * TILES) + tl.arange(0, 16 * TILES)
+    total = tl.zeros([16 * TILES], tl.float32)
+    for first in range(0, k, WARPS):
+        j = first + tl.arange(0, WARPS)
+        choice = token * k + j
+        e = tl.load(ids + choice, mask=j < k, other=0)
+        known = (e >= 0) & (e < experts)
+        share = tl.load(weights + choice, mask=j < k, other=0.0).to(tl.float32)
+        share = tl.where(known, share, float("nan"))
+        known = known & (j < k)
+        e = tl.where(known, e, 0)
+        own = _along(known, 2, 6)
+        sums = _few_sums(
+            x, w, scales, zeros, _along(choice, 2, 6) * x_step, own & (low == 0), _along(e, 2, 6), n.to(tl.int64),
+            own & (n < columns), size, w_expert, w_step, s_expert, s_step, z_expert, z_step, one, FORM, PER, TILES, 1,
+            WARPS, CHUNKS, WORDS, EVEN, True, AHEAD,
+        )  # fmt: skip
+        # one of 8 columns is a row of x
+        y = tl.sum(tl.where(tl.arange(0, 8)[None, None, :] == 0, sums, 0.0), axis=2)
+        if bias is not None:
+            there = known[:, None] & (line < columns)[None, :]
+            y += tl.load(bias + e[:, None] * columns + line[None, :], mask=there, other=0.0).to(tl.float32)
+        total += tl.sum(tl.where((j < k)[:, None], y * share[:, None], 0.0), axis=0)
+    tl.store(out + token * columns + line, total.to(out.dtype.element_ty), mask=line < columns)
+
+
+@triton.jit
 def few(
     x, w, scales, zeros, bias, ids, order, offsets, out, choices, columns, size, x_step, w_expert, w_step, s_expert,
     s_step, z_expert, z_step, k, experts, limit, alpha, up_offset, one,
     FORM: tl.constexpr, PER: tl.constexpr, ACT: tl.constexpr, CHOICES: tl.constexpr, EACH: tl.constexpr,
     TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr, WORDS: tl.constexpr,
-    EVEN: tl.constexpr,
+    EVEN: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Rows of x with the weights of their experts; a program has 16 * TILES rows of the weights of an expert.
 
@@ -161,7 +249,7 @@ def few(
         sums = _few_sums(
             x, w, scales, zeros, at.to(tl.int64) * x_step, at_in, e, row.to(tl.int64), n < columns, size,
             w_expert, w_step, s_expert, s_step, z_expert, z_step, one, FORM, PER, TILES, HIGH, WARPS, CHUNKS, WORDS,
-            EVEN,
+            EVEN, False, AHEAD,
         )  # fmt: skip
         y = tl.sum(sums, axis=0)
         if bias is not None:
