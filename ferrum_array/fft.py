@@ -83,17 +83,29 @@ def _transform(name: str, takes: str, real_result: bool, doc: Doc) -> Transform:
         result = spec_of(x.dtype.real if real_result else x.dtype.complex, x.device)
         return wrap(x._spec.call[name](x._data, length, place, norm), result)
 
-    return _named(function, name, doc)
+    return _named(function, name, _ONE_AXIS, doc)
 
 
-def _named(function: _F, name: str, doc: Doc) -> _F:
+_ONE_AXIS = """
+    n: the number of points: *x* is cut or filled with zeros at the end of the axis; the axis as it is by default.
+    axis: along which."""
+_SEVERAL_AXES = """
+    s: the number of points of each axis: *x* is cut or filled with zeros at its end; the axes as they are by default.
+    axes: along which; by default the last ones, as many as *s* says, or all."""
+
+
+def _named(function: _F, name: str, arguments: str, doc: Doc) -> _F:
+    real = name in _OF_COMPLEX
     function.__name__ = function.__qualname__ = name
     function.__doc__ = (
-        f"{doc[0]}\n\nArgs:\n"
-        "    n (s): the number of points along the axis (axes): *x* is cut or filled with zeros.\n"
-        "    axis (axes): which; the last (all) by default. norm: where 1/n stands: ``backward`` in the inverse,\n"
-        "    ``forward`` in the forward transform, ``ortho`` its root in both.\n\n"
-        "Raises:\n    TypeError: for complex input to a real transform. ValueError: for another norm or no points.\n\n"
+        f"{doc[0]}\n\n"
+        "Computed in float64 and complex128 for these, else in float32 and complex64.\n\n"
+        f"Args:\n    x: [...], {'real' if real else 'real or complex'}.{arguments}\n"
+        "    norm: where 1/n stands: ``backward`` in the inverse, ``forward`` in the forward transform, ``ortho`` its\n"
+        "        root in both.\n\n"
+        "Raises:\n    ValueError: for another norm, no points, or lengths that do not fit the axes.\n"
+        f"    IndexError: for an axis out of bounds. TypeError: for {'complex numbers, ' if real else ''}numbers of\n"
+        "        points that are no integers, and a device without the complex dtype.\n\n"
         "Source: array API standard 2025.12, ``fft`` extension.\n\n"
         f"Examples:\n    >>> import ferrum_array as fa\n    >>> {doc[1]}\n    {doc[2]}\n"
     )
@@ -138,7 +150,7 @@ def _transform_n(name: str, one: Callable[..., Tensor], last: Callable[..., Tens
             x = one(x, n=length, axis=place, norm=norm)
         return x
 
-    return _named(function, name, doc)
+    return _named(function, name, _SEVERAL_AXES, doc)
 
 
 fft = _transform(

@@ -2,7 +2,10 @@
 
 Products and decompositions have files of their own.
 
-Matrices are the last two axes, [..., M, N]; the others are a stack. 16-bit floats are computed in float32 and rounded.
+Matrices are the last two axes, [..., M, N]; the others are a stack. 16-bit floats are computed in float32 and rounded
+once; integers become the default float wherever there is more than products.
+
+Source: array API standard 2025.12, ``linalg`` extension; decompositions are those of LAPACK, and of cuSOLVER on CUDA.
 """
 
 from __future__ import annotations
