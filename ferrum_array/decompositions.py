@@ -63,12 +63,18 @@ def floating_matrices(name: str, x: Tensor, *, square: bool = False) -> Tensor:
     return wrap(spec.call["astype"](x._data), spec)
 
 
+#: what to do where a library finds no answer
+_HINTS = {
+    **dict.fromkeys(("inv", "solve"), "; linalg.pinv has an answer for such a matrix"),
+    **dict.fromkeys(("svd", "svdvals"), "; matrices that hold NaN have no singular values"),
+}
+
+
 def _result(x: Tensor, name: str, *arguments: Any) -> Any:
     try:
         return x._spec.call[name](x._data, *arguments)
     except ValueError as error:  # the libraries' LinAlgError is one
-        hint = "; linalg.pinv has an answer for such a matrix" if name in ("inv", "solve") else ""
-        raise ValueError(f"{name}: {error}, for {x._summary()}{hint}") from error
+        raise ValueError(f"{name}: {error}, for {x._summary()}{_HINTS.get(name, '')}") from error
 
 
 def cholesky(x: Tensor, /, *, upper: bool = False) -> Tensor:
@@ -156,10 +162,7 @@ def solve(x1: Tensor, x2: Tensor, /) -> Tensor:
     b = reshape(b, (*b.shape, 1)) if vector else b
     stack = broadcast("solve (stacks)", a.shape[:-2], b.shape[:-2])
     a, b = broadcast_to(a, (*stack, *a.shape[-2:])), broadcast_to(b, (*stack, *b.shape[-2:]))
-    try:
-        result = wrap(spec.call["solve"](a._data, b._data), spec)
-    except ValueError as error:  # the libraries' LinAlgError is one
-        raise ValueError(f"solve: {error}, for {x1._summary()}") from error
+    result = wrap(_result(a, "solve", b._data), spec)
     return reshape(result, result.shape[:-1]) if vector else result
 
 

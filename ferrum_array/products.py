@@ -162,7 +162,7 @@ def outer(x1: Tensor, x2: Tensor, /) -> Tensor:
     """The products of each element of *x1* [M] with each of *x2* [N]: [M, N].
 
     Raises:
-        ValueError: if an operand is not 1-D.
+        ValueError: if an operand is not 1-D. TypeError: for booleans.
 
     Examples:
         >>> import ferrum_array as fa
@@ -173,7 +173,9 @@ def outer(x1: Tensor, x2: Tensor, /) -> Tensor:
     x1, x2 = tensor("outer", x1, "x1"), tensor("outer", x2, "x2")
     if x1.ndim != 1 or x2.ndim != 1:
         raise ValueError(f"outer: needs two 1-D tensors, got {x1._summary()} and {x2._summary()}")
-    return multiply(reshape(x1, (x1.size, 1)), x2)
+    spec, (left, right) = unify("outer", x1, x2)
+    numeric("outer", spec)
+    return multiply(reshape(wrap(left, spec), (x1.size, 1)), wrap(right, spec))
 
 
 def cross(x1: Tensor, x2: Tensor, /, *, axis: int = -1) -> Tensor:
