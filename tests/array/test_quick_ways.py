@@ -52,7 +52,8 @@ def test_squares_are_products(dtype: fa.Dtype, device: fa.Device) -> None:
     x = fa.asarray([0.0, -1.5, 3.0, 1e30, fa.inf, fa.nan], dtype=dtype, device=device)
     for power in (2, 2.0):
         assert str(x**power) == str(x * x)
-    assert (2**x).tolist()[:3] == [1.0, 2**-1.5, 8.0] or dtype is not fa.float64
+    if dtype is fa.float64:  # within two units of the last place, as CUDA's own power is
+        assert (2**x).tolist()[:3] == pytest.approx([1.0, 2**-1.5, 8.0], rel=4.5e-16, abs=0)
     assert str(x**3) == str(fa.pow(x, 3))
 
 
