@@ -73,7 +73,9 @@ test-cuda: $(VENV)/.dev
 	$(ONE_THREAD) $(BIN)/python -m pytest -n $(JOBS) -m cuda
 	$(BIN)/python benchmarks/matmul_cuda.py
 
+# pages that were executed are kept, though the figures that they draw have changed
 docs: $(VENV)/.dev
+	@test -z "$$(find docs/figures -newer docs/build/html/index.html 2>/dev/null)" || rm -rf docs/build/.jupyter_cache
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/build/html
 
 package: $(VENV)/.dev

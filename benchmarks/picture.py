@@ -61,9 +61,9 @@ def figure(figures: Mapping[str, Any]) -> Any:
     ceilings = figures["ceilings"]
     axes.set(
         xlabel=f"share of the bound: {ceilings['bandwidth']:.2f} TB/s and {ceilings['rate']:.0f} TFLOP/s, as measured",
-        title=figures["machine"],
+        ylim=(-0.8, len(rows) - 0.2),
     )
-    axes.title.set_fontsize(7)
+    made.suptitle(figures["machine"], fontsize=6)
     axes.xaxis.label.set_fontsize(8)
     axes.tick_params(axis="x", labelsize=7)
     axes.legend(fontsize=7, loc="lower right")
