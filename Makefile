@@ -75,7 +75,7 @@ test-cuda: $(VENV)/.dev
 
 # pages that were executed are kept, though the figures that they draw have changed
 docs: $(VENV)/.dev
-	@test -z "$$(find docs/figures -newer docs/build/html/index.html 2>/dev/null)" || rm -rf docs/build/.jupyter_cache
+	@test -z "$$(find docs/figures -newer docs/build/html/index.html 2>/dev/null)" || rm -rf docs/build
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/build/html
 
 package: $(VENV)/.dev
