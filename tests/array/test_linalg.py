@@ -427,7 +427,7 @@ def test_tolerances_of_ranks_are_numbers_or_one_for_each_matrix(device: fa.Devic
     x = fa.broadcast_to(fa.asarray([[1.0, 0.0], [0.0, 0.5]], device=device), (3, 2, 2))
     rtol = fa.asarray([0.1, 0.7, 2.0], device=device)
     assert fa.linalg.matrix_rank(x, rtol=rtol).tolist() == [2, 1, 0]
-    assert fa.linalg.matrix_rank(x, rtol=np.float32(0.7)).tolist() == [1, 1, 1]  # type: ignore[arg-type]  # of NumPy
+    assert fa.linalg.matrix_rank(x, rtol=np.float32(0.7)).tolist() == [1, 1, 1]
     assert wide(fa.linalg.pinv(x, rtol=rtol))[:, 0, 0].tolist() == [1.0, 1.0, 0.0]
 
 

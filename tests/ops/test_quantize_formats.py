@@ -457,9 +457,9 @@ def test_what_does_not_fit(make: Any, message: str) -> None:
 
 
 def test_a_block_may_be_a_list() -> None:
-    assert {Fp8Scheme("e4m3", [128, 128]): 1}[Fp8Scheme("e4m3", (128, 128))] == 1  # type: ignore[arg-type]  # from JSON
+    assert {Fp8Scheme("e4m3", [128, 128]): 1}[Fp8Scheme("e4m3", (128, 128))] == 1
 
 
 def test_a_name_is_text() -> None:
     with pytest.raises(TypeError, match="scheme: name must be a str, got int 8"):
-        scheme(8)  # type: ignore[arg-type]  # wrong
+        scheme(8)
