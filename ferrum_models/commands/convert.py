@@ -50,7 +50,6 @@ def _scheme(options: argparse.Namespace) -> str | None:
             raise ValueError("--q-bits and --q-group-size need --quantize")
         return None
     bits = options.q_bits or 4
-    group = options.q_group_size or (32 if bits == 4 else None)
-    if group is None:
-        return f"int{bits}"
-    return f"int{bits}-g{group}" + ("-f16" if bits == 4 else "")  # as the short name int4 of convert
+    if options.q_group_size is None:
+        return f"int{bits}"  # convert knows the groups of int4
+    return f"int{bits}-g{options.q_group_size}" + ("-f16" if bits == 4 else "")
