@@ -167,7 +167,10 @@ def _vectors_f32(x: Any, at: int, in_lane: int, out: Any, to: int) -> None:
 
 @jit(inner=True)
 def _vectors_bf16(x: Any, at: int, in_lane: int, out: Any, to: int) -> None:
-    """The inputs of a block, of which every fourth or, of 8 bits, every second meet; out is uint16."""
+    """The inputs of a block, of which every fourth or, of 8 bits, every second meet; out is uint16.
+
+    Numbers that lie side by side are written in one turn, which the compiler makes vectors of.
+    """
     if in_lane == 4:
         for i in range(32):
             put(out, to + i, get(x, at + 2 * i))
