@@ -228,7 +228,7 @@ class NumpyBackend(SharedBackend):
     def record(
         self, run: Callable[[Sequence[Raw]], Sequence[Raw]], inputs: Sequence[Raw], state: Sequence[Holder]
     ) -> Recording | None:
-        from ferrum_array.backends.tape import HostGraph  # which needs all dtypes of this device
+        from ferrum_array.backends.numpy_graphs import HostGraph  # which needs all dtypes of this device
 
         return HostGraph(run, inputs, state)
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ferrum_array as fa
-from ferrum_array.backends import tape
+from ferrum_array.backends import numpy_graphs, tape
 
 Program = list[tuple[Any, ...]]
 
@@ -217,7 +217,7 @@ def test_other_threads_go_on_meanwhile() -> None:
     thread.join()
     assert seen == [[4, 6], [4, 6]]
     assert captured(fa.ones(1)).tolist() == [2]
-    assert not tape._plain
+    assert not numpy_graphs._plain
 
 
 def test_a_capture_in_a_capture_is_refused() -> None:
