@@ -19,7 +19,6 @@ from threading import Lock, local
 from typing import Any, Final, final
 
 import triton
-from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 import ferrum_array as fa
@@ -27,6 +26,7 @@ from ferrum_array import Device, Dtype, Tensor
 from ferrum_array.backends.host import raw_dtype
 from ferrum_array.spec import spec_of
 from ferrum_array.tensor import wrap
+from ferrum_ops.kernels.cuda import assembling
 
 __all__ = ["INTERPRETED", "Kernel", "capability", "empty", "power_of_two", "processors"]
 
@@ -253,8 +253,8 @@ class Kernel:
 
             form = GluonASTSource
         source = form(fn=self._function, signature=signature, constexprs=fixed, attrs=attributes)
-        target = GPUTarget("cuda", capability, 32)
-        return triton.compile(source, target=target, options={"num_warps": warps, "num_stages": stages})
+        options = {"num_warps": warps, "num_stages": stages}
+        return triton.compile(source, target=assembling.target(capability), options=options)
 
     def _load(self, made: Any, kinds: list[Any]) -> _Code:
         module = cupy.cuda.function.Module()
