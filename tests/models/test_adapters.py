@@ -21,7 +21,7 @@ from ferrum_models.config import Settings
 from ferrum_models.layers import Linear, LoRA
 from tests.models import checkpoints, parity
 from tests.models.checkpoints import CONFIG, IDS
-from tests.models.test_saving import KINDS, small
+from tests.models.small_models import KINDS, small
 
 NEAR = 1e-5
 SAID: dict[str, Any] = {
