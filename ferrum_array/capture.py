@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from threading import RLock
 from types import TracebackType
 from typing import Any, Generic, TypeVar, final
+from weakref import ref
 
 from ferrum_array.backends.base import Raw, Recording, Unrecordable
 from ferrum_array.device import Device, get_default_device
@@ -96,10 +97,14 @@ class Captured(Generic[_R]):
             where = _where(None if cause is None else cause.__traceback__)
             raise CaptureError(f"{self._name} cannot be captured on {device}{where}: {error}") from cause
         self._places = self._where()
+        self._seen = tuple(ref(x._data) for x in state) if self._places else ()
 
     @property
     def moved(self) -> bool:
         """Whether a tensor of *state* no longer lies where it lay: the graph would use memory that is not its own."""
+        # asked before each call, and addresses take longer than to see that the arrays are the ones of before
+        if all(x._data is found() for x, found in zip(self.state, self._seen, strict=False)):
+            return False
         return self._places != self._where()
 
     def _where(self) -> list[int]:

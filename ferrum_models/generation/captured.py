@@ -110,6 +110,7 @@ class Steps:
             CaptureError: where captured steps are demanded, but cannot be.
         """
         self._model, self._cache, self._chooser = model, cache, chooser
+        self._device = model.device  # which a model looks for among its parameters
         use = _wanted.get()
         if use is False:
             self.obstacle: str | None = "captured steps are switched off"
@@ -150,7 +151,7 @@ class Steps:
             *(*slots, *(cache.slots for _ in blanks)),
             *(*(int(u * _PARTS) for u in draws), *blanks),
         ]
-        sent = fa.asarray(numbers, dtype=fa.int32, device=self._model.device).reshape(_SENT, size)
+        sent = fa.asarray(numbers, dtype=fa.int32, device=self._device).reshape(_SENT, size)
         results = step(sent, step.tables(cache, rows, changed))
         self._unread += 1
         return Made(results, list(rows), self.inside, self._done)
@@ -249,7 +250,8 @@ class _Recorded:
             logits = model.logits(model.model(ids, Step(meta, turns, layers, known=True)))
             if chooser is None:
                 return logits, before
-            chosen, logprobs = chooser.replayed(logits, draws.astype(fa.float32) * (1.0 / _PARTS))
+            u = draws.astype(fa.float32) * (1.0 / _PARTS) if chooser.chance else None
+            chosen, logprobs = chooser.replayed(logits, u)
             return fa.stack([chosen.astype(logprobs.dtype), logprobs]), chosen
 
         self._blocks = fa.zeros((size, width), dtype=fa.int32, device=device)

@@ -191,12 +191,12 @@ class Chooser:
         s = self._sampling
         return (s.temperature, s.top_k, s.top_p, s.min_p, tuple(sorted((s.logit_bias or {}).items())))
 
-    def replayed(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    def replayed(self, logits: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
         """A token for each row of logits [B, V], and the logarithm of its probability, where rules are replayable.
 
-        *u* [B] are numbers that :meth:`numbers` gave.
+        *u* [B] are numbers that :meth:`numbers` gave, and None where nothing is left to chance.
         """
-        found = sample(self.processed(logits), u if self.chance else None, logprobs=1, model=logits)
+        found = sample(self.processed(logits), u, logprobs=1, model=logits)
         assert not isinstance(found, Tensor)
         return found.ids, found.logprobs
 

@@ -1,6 +1,7 @@
 """Attention's kernels on the CPU, as compiled: tiles of many queries, stretches of few, and what lies between.
 
-Sizes lie around those at which the code does something else: 32 and 48 rows, 64 keys a tile, 256 a stretch.
+Sizes lie around those at which the code does something else: 32 and 48 rows, 64 keys a tile, and stretches of 32 to
+256 keys that are read in pieces of up to 80.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 
 import ferrum_array as fa
 from ferrum_ops import SequenceMeta, attention
+from ferrum_ops.kernels.cpu.decode import GRAIN, most_stretches, stretches
 from tests.array.oracle import wide
 from tests.ops import kernel_runs
 from tests.ops.kernel_runs import LAYOUTS, WITHIN, is_portable, laid, near, portable, run
@@ -26,7 +28,7 @@ pytest.importorskip("numba")
 DTYPES = kernel_runs.DTYPES[:1] if is_portable() else kernel_runs.DTYPES
 SEED = st.integers(0, 2**32 - 1)
 QUERIES = st.sampled_from([0, 1, 2, 3, 16, 31, 32, 33, 47, 48, 49, 97, 200])
-KEYS = st.sampled_from([0, 1, 2, 15, 63, 64, 65, 127, 129, 255, 256, 257, 300])
+KEYS = st.sampled_from([0, 1, 2, 15, 33, 63, 64, 65, 127, 129, 255, 256, 257, 300, 330])
 #: dimensions of keys and of values
 SIZES = st.sampled_from([(1, 1), (3, 5), (16, 16), (64, 64), (96, 40), (128, 128), (67, 17), (192, 128), (256, 256)])
 #: heads of keys, and how many of queries for each
@@ -100,6 +102,8 @@ def agree(found: list[fa.Tensor], want: Array, sums: Array, values: Array) -> No
 @example(2, (), 3, 300, (2, 2), (128, 128), DTYPES[-1], "part", {"window": 65}, True, "")
 @example(3, (), 97, 300, (1, 4), (64, 64), fa.float32, "plain", {"window": 64}, True, "full")
 @example(4, (2,), 200, 257, (2, 1), (96, 40), fa.float32, "part", {"causal": False, "softcap": 2.0}, False, "heads")
+@example(5, (), 1, 1300, (2, 2), (67, 64), DTYPES[-1], "plain", {}, False, "")
+@example(6, (), 2, 1023, (1, 2), (64, 67), DTYPES[-1], "part", {"window": 1000}, True, "")
 def test_as_the_definition_says(
     seed: int, batch: tuple[int, ...], count: int, length: int, heads: tuple[int, int], sizes: tuple[int, int],
     dtype: fa.Dtype, layout: str, chosen: dict[str, Any], sunk: bool, biased: str,
@@ -132,6 +136,22 @@ def test_as_the_definition_says(
         want[at], sums[at] = exact(q64[at], k64[at], v64[at], **chosen, **exactly, **own)
     agree(found, want, sums, v64)
     assert attention(q, k, v, **chosen, **more).numpy().tobytes() == found[0].numpy().tobytes()
+
+
+@given(keys=st.integers(0, 20000), fewer=st.integers(0, 20000))
+@example(575, 0)
+@example(1024, 1)
+@example(1025, 1)
+def test_stretches_are_even_and_cover_all_keys(keys: int, fewer: int) -> None:
+    count = stretches(keys)
+    assert count <= most_stretches(keys)
+    assert stretches(max(0, keys - fewer)) <= most_stretches(keys)  # what memory is set aside by
+    if keys > 128:  # of one length, the last of them shorter by less than a grain for each
+        grains = -(-keys // (GRAIN * count))
+        assert grains * GRAIN <= 256
+        assert 0 <= grains * GRAIN * count - keys < GRAIN * count
+    if 128 < keys <= 1024:
+        assert count == 4
 
 
 @settings(max_examples=50)

@@ -18,6 +18,7 @@ from ferrum_ops.kernels.cpu.arrays import Array, empty, flat, heads, new, plain
 from ferrum_ops.kernels.cpu.convert import convert
 from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.plans import Placed, placed, reading_plan
+from ferrum_ops.kernels.cpu.rows import PAIRS
 from ferrum_ops.kernels.cpu.scratch import borrow, borrow_line, give_back
 from ferrum_ops.kernels.cpu.threads import crew
 from ferrum_ops.kernels.cpu.tiles import LANES
@@ -112,35 +113,39 @@ def _attend(
     sinks = _NO_SCALES
     if options.sinks is not None:
         sinks = flat(options.sinks.astype("f32", copy=False))
-    # Queries go in and results come out as float32, so that code is compiled for the dtypes of keys alone.
+    # Queries go in and results come out as float32, so that code is compiled for the dtypes of keys alone; but where
+    # products of bfloat16 are an instruction, ``decode`` takes queries as they are.
     narrow = q.dtype is not fa.float32
     result = borrow_line(out_line.size) if narrow else out_line
-    if narrow:
+    as_is = PAIRS and q.dtype is fa.bfloat16 and keys.k.dtype == line.dtype
+    wide = line
+    if narrow and (plan.flash_units or not as_is):
         wide = borrow_line(line.size)
         launch(convert, line, wide, line.size, crew(line.size))
-        line = wide
     helpers = crew(plan.work * (dim + value_dim))
     if plan.flash_units:
         scratch = borrow(prefill.scratch_size(dim, value_dim))
         launch(
             prefill.flash,
-            *(line, (token, head), *keys, plan.flash, plan.flash_units, sizes, numbers, sinks),
+            *(wide, (token, head), *keys, plan.flash, plan.flash_units, sizes, numbers, sinks),
             *(*bias, result, lse_line, scratch, helpers),
         )
         give_back(scratch)
     if len(plan.decode):
         rows = plan.most_rows
-        scratch = borrow(decoding.room(rows, key_heads, dim, value_dim))
+        scratch = borrow(decoding.room(rows, key_heads, value_dim))
         parts = borrow_line(plan.decode_units * decoding.part_size(rows, key_heads, value_dim))
         launch(
             decoding.decode,
-            *(line, (token, head), *keys, plan.decode, (*sizes, rows), numbers, sinks),
+            *(line if as_is else wide, (token, head), *keys, plan.decode, (*sizes, rows), numbers, sinks),
             *(result, lse_line, parts, scratch, helpers),
         )
         give_back(scratch, parts)
     if narrow:
         launch(convert, result, out_line, out_line.size, crew(out_line.size))
-        give_back(result, line)
+        give_back(result)
+    if wide is not line:
+        give_back(wide)
     return out, lse
 
 
@@ -161,9 +166,9 @@ def _planned(
         rows = count * group
         if count and (rows <= few or (few and count == 1)):
             low = max(0, length - count - window + 1) if window else 0
-            first = low // decoding.STRETCH
+            first = low // decoding.GRAIN * decoding.GRAIN
             some.append((token, count, start, length, stretches, first))
-            stretches += max(0, -(-length // decoding.STRETCH) - first)
+            stretches += decoding.stretches(max(0, length - first))
             most = max(most, rows)
         elif count:
             many.append((token, count, start, length, units))
@@ -242,7 +247,7 @@ def _attend_placed(
             f"paged_attention: with lengths in memory a sequence can have {max(1, _FEW // group)} tokens at most, not "
             f"{most}; capture steps of fewer tokens"
         )
-    units = len(meta.lengths) * -(-longest // decoding.STRETCH)
+    units = len(meta.lengths) * decoding.most_stretches(longest)
     made = reading_plan(spec, meta, memory, options.window or 0)
     work = len(meta.lengths) * longest * spec.kv_heads
     return _attend_cache(q, cache, made.tables, _Plan(_NO_ROWS, 0, made.rows, units, most * group, work), options)

@@ -1,11 +1,11 @@
 """Attention of few queries to many keys, as when text is generated token by token: keys and values are read once.
 
-A unit of work is a stretch of 256 keys of a sequence, for all heads; where there are several, their results are merged
-at the end. Stretches begin at multiples of 256 whatever the batch and the number of threads are, so the bits of a
-result do not depend on them.
+A unit of work is a stretch of the keys of a sequence, for all heads; where there are several, their results are merged
+at the end. All stretches of a sequence are of one length, so that threads end together, and it follows from the number
+of keys that the sequence sees: so the bits of a result depend neither on the batch nor on the number of threads.
 
 The heads of a key lie side by side, so one head's part of the keys is many short pieces, which memory is slow to give:
-9 GB/s with one thread where 27 are possible. Therefore 64 keys with all their heads are first read in one go.
+9 GB/s with one thread where 27 are possible. Therefore up to 80 keys with all their heads are first read in one go.
 
 Source: "Flash-Decoding for long-context inference", Dao, Haziza, Massa and Sizov, 2023, for the stretches.
 """
@@ -27,12 +27,15 @@ from ferrum_ops.kernels.cpu.scratch import lay_down, pick_up
 from ferrum_ops.kernels.cpu.threads import share
 from ferrum_ops.kernels.cpu.tiles import LANES
 
-__all__ = ["STRETCH", "decode", "padded", "part_size", "room"]
+__all__ = ["GRAIN", "decode", "most_stretches", "padded", "part_size", "room", "stretches"]
 
 _ZERO, _ONE, _NONE = np.float32(0.0), np.float32(1.0), np.float32(-math.inf)
 
-#: keys of a stretch, and of what is looked at at once
-STRETCH, _KEYS = 256, 64
+#: stretches begin at multiples of so many keys
+GRAIN = 8
+#: the most keys that are looked at at once; the fewest and the most of a stretch; and of what number stretches are a
+#: multiple where there are enough keys, so that two or four threads have as much to do as each other
+_KEYS, _SHORT, _LONG, _EVEN = 80, 32, 256, 4
 #: rows (queries of one head) that share what is read of a key: so many, or all two, or one
 _MANY = LANES // 4
 _VECTORS = 4
@@ -41,9 +44,35 @@ _SUM, _SUM_LAST = weighted_rows(_MANY, _VECTORS), weighted_rows(_MANY, 1)
 _SUM_OF_TWO, _SUM_LAST_OF_TWO = weighted_rows(2, _VECTORS), weighted_rows(2, 1)
 _SUM_OF_ONE, _SUM_LAST_OF_ONE = weighted_rows(1, _VECTORS), weighted_rows(1, 1)
 
-#: the column of the plan after those of ``flash``: the first stretch that a sequence's queries see
-STRETCH_FIRST = 5
+#: the column of the plan after those of ``flash``: the key with which the first stretch begins
+KEY_FIRST = 5
 PLAN = 6
+
+
+@jit
+def most_stretches(keys: int) -> int:
+    """The most stretches that so many keys, or fewer, are read in."""
+    return min((keys + _SHORT - 1) // _SHORT, _EVEN * ((keys + _EVEN * _LONG - 1) // (_EVEN * _LONG)))
+
+
+@jit(inner=True)
+def _even_part(keys: int, count: int) -> int:
+    """The length of so many equal parts of so many keys, a multiple of ``GRAIN``."""
+    grains = GRAIN * max(1, count)
+    return max(1, (keys + grains - 1) // grains) * GRAIN
+
+
+@jit(inner=True)
+def _stretch(keys: int) -> int:
+    """The length of a stretch of so many keys."""
+    return _even_part(keys, most_stretches(keys))
+
+
+@jit
+def stretches(keys: int) -> int:
+    """How many stretches so many keys are read in."""
+    length = _stretch(keys)
+    return (keys + length - 1) // length
 
 
 @jit
@@ -65,44 +94,45 @@ def part_size(rows: int, key_heads: int, value_dim: int) -> int:
 
 
 @jit
-def room(rows: int, key_heads: int, dim: int, value_dim: int) -> int:
+def room(rows: int, key_heads: int, value_dim: int) -> int:
     """How many numbers a thread works in."""
-    return _rows_of(rows) * (key_heads * padded(dim) + _KEYS) + part_size(rows, key_heads, value_dim)
+    return _rows_of(rows) * _KEYS + part_size(rows, key_heads, value_dim)
 
 
 @jit(inner=True)
-def _prepare(
-    q: Any, q_steps: Any, first: int, rows: int, group: int, key_heads: int, dim: int, scale: Any, work: Any, at: int
-) -> None:
-    """The queries, scaled, in whole vectors: [key heads, rows, dim]."""
-    all_rows, wide = _rows_of(rows), padded(dim)
+def _place_queries(q_steps: Any, first: int, rows: int, group: int, key_heads: int, lines: Any) -> None:
+    """Where each row of queries begins, [key heads, rows]; rows that fill up are the last one again."""
+    all_rows = _rows_of(rows)
     for head in range(key_heads):
-        for r in range(all_rows):
-            to = at + (head * all_rows + r) * wide
-            if r < rows:
-                start = (first + r // group) * q_steps[0] + (head * group + r % group) * q_steps[1]
-                for i in range(dim):
-                    put(work, to + i, get(q, start + i) * scale)
-                for i in range(dim, wide):
-                    put(work, to + i, _ZERO)
-            else:
-                for i in range(wide):
-                    put(work, to + i, _ZERO)
+        for row in range(all_rows):
+            r = min(row, rows - 1)
+            lines[head * all_rows + row] = (first + r // group) * q_steps[0] + (head * group + r % group) * q_steps[1]
 
 
 @jit(inner=True)
 def _scores_of_head(
-    work: Any, queries: int, rows: int, wide: int, k: Any, k_first: int, lines: Any, count: int, dim: int, scores: int
+    q: Any,
+    q_lines: Any,
+    queries: int,
+    rows: int,
+    k: Any,
+    k_first: int,
+    k_lines: Any,
+    count: int,
+    dim: int,
+    scale: Any,
+    work: Any,
+    scores: int,
 ) -> None:
     for j in range(0, count, LANES // min(rows, _MANY)):
         if rows == 1:
-            _DOTS_OF_ONE(work, queries, wide, k, k_first, lines, j, dim, work, scores + j, _KEYS)
+            _DOTS_OF_ONE(q, q_lines, queries, k, k_first, k_lines, j, dim, scale, work, scores + j, _KEYS)
         elif rows == 2:
-            _DOTS_OF_TWO(work, queries, wide, k, k_first, lines, j, dim, work, scores + j, _KEYS)
+            _DOTS_OF_TWO(q, q_lines, queries, k, k_first, k_lines, j, dim, scale, work, scores + j, _KEYS)
         else:
             for r in range(0, rows, _MANY):
-                at, to = queries + r * wide, scores + r * _KEYS + j
-                _DOTS(work, at, wide, k, k_first, lines, j, dim, work, to, _KEYS)
+                to = scores + r * _KEYS + j
+                _DOTS(q, q_lines, queries + r, k, k_first, k_lines, j, dim, scale, work, to, _KEYS)
 
 
 @jit(inner=True)
@@ -165,34 +195,39 @@ def _stretches(
     scale, causal, window, cap = options
     tables, block, ring = paging
     group = heads // key_heads
-    wide, wide_out = padded(dim), padded(value_dim)
-    size = room(most_rows, key_heads, dim, value_dim)
+    wide_out = padded(value_dim)
+    size = room(most_rows, key_heads, value_dim)
     each = part_size(most_rows, key_heads, value_dim)
-    start = pick_up(scratch, size)
+    scores = pick_up(scratch, size)
+    q_lines = np.empty(_rows_of(most_rows) * key_heads, np.int64)
     slots = np.empty(_KEYS, np.int64)
     k_lines, v_lines = np.empty(_KEYS, np.int64), np.empty(_KEYS, np.int64)
     for unit in range(begin, end):
         s = sequence_of(plan, unit)
         count, length = plan[s, Q_COUNT], plan[s, K_COUNT]
         rows = count * group
+        if rows == 0:
+            continue
         all_rows = _rows_of(rows)
         offset = length - count
-        queries, scores = start, start + all_rows * key_heads * wide
         sums = scores + all_rows * _KEYS
         tops = sums + all_rows * key_heads * wide_out
         totals = tops + all_rows * key_heads
-        _prepare(q, q_steps, plan[s, Q_FIRST], rows, group, key_heads, dim, scale, scratch, queries)
+        _place_queries(q_steps, plan[s, Q_FIRST], rows, group, key_heads, q_lines)
         for i in range(all_rows * key_heads * wide_out):
             put(scratch, sums + i, _ZERO)
         for i in range(all_rows * key_heads):
             put(scratch, tops + i, _NONE)
             put(scratch, totals + i, _ZERO)
-        first = (unit - plan[s, UNIT] + plan[s, STRETCH_FIRST]) * STRETCH
+        stretch = _stretch(length - plan[s, KEY_FIRST])
+        first = plan[s, KEY_FIRST] + (unit - plan[s, UNIT]) * stretch
+        last = min(first + stretch, length)
+        at_once = _even_part(stretch, (stretch + _KEYS - 1) // _KEYS)
         low = offset - window + 1 if window else 0  # of the first query
-        for piece in range(first, min(first + STRETCH, length), _KEYS):
+        for piece in range(first, last, at_once):
             # what lies before a window is not read at all
             key = max(piece, low)
-            many = min(piece + _KEYS, length) - key
+            many = min(piece + at_once, last) - key
             if many <= 0:
                 continue
             for j in range(_KEYS):
@@ -202,9 +237,8 @@ def _stretches(
             _come_near(v, v_lines, many, key_heads, v_steps[1], value_dim)
             vectors = (many + LANES - 1) // LANES
             for head in range(key_heads):
-                at = queries + head * all_rows * wide
-                k_first, v_first = head * k_steps[1], head * v_steps[1]
-                _scores_of_head(scratch, at, all_rows, wide, k, k_first, k_lines, many, dim, scores)
+                at, k_first, v_first = head * all_rows, head * k_steps[1], head * v_steps[1]
+                _scores_of_head(q, q_lines, at, all_rows, k, k_first, k_lines, many, dim, scale, scratch, scores)
                 for r in range(rows):
                     line = scores + r * _KEYS
                     if k_scales.size:
@@ -240,7 +274,7 @@ def _stretches(
                 _sums_of_head(scratch, scores, all_rows, v, v_first, v_lines, many, value_dim, to)
         for i in range(each):
             put(parts, unit * each + i, get(scratch, sums + i))
-    lay_down(scratch, size, start)
+    lay_down(scratch, size, scores)
 
 
 @jit(inner=True)
@@ -312,8 +346,7 @@ def decode(
     How many there are is in the plan, which may have been written a moment ago.
     """
     last = len(plan) - 1
-    found = (plan[last, K_COUNT] + STRETCH - 1) // STRETCH - plan[last, STRETCH_FIRST]
-    units = plan[last, UNIT] + max(0, found)
+    units = plan[last, UNIT] + stretches(max(0, plan[last, K_COUNT] - plan[last, KEY_FIRST]))
     scale, causal, window, cap = options
     numbers = np.float32(scale), causal, window, np.float32(cap)
     paging = tables, block, ring

@@ -14,7 +14,7 @@ import numpy as np
 from ferrum_array import Tensor
 from ferrum_array.backends.tape import recording
 from ferrum_ops.kernels.cpu.arrays import Array, flat
-from ferrum_ops.kernels.cpu.decode import PLAN, STRETCH
+from ferrum_ops.kernels.cpu.decode import GRAIN, PLAN, stretches
 from ferrum_ops.kernels.cpu.graph import launch
 from ferrum_ops.kernels.cpu.jit import jit
 from ferrum_ops.kv_cache import KVSpec
@@ -86,15 +86,15 @@ def _make(
     """The rows of a plan as ``decode`` reads them, and the blocks."""
     sequences = len(rows)
     width = len(line) // max(1, sequences)
-    token = stretches = 0
+    token = units = 0
     for s in range(sequences):
         count = min(max(starts[s + 1] - starts[s], 0), most)
         length = min(max(keys[s], 0), reach)
         low = max(0, length - count - window + 1) if window else 0
-        first = low // STRETCH
+        first = low // GRAIN * GRAIN
         rows[s, 0], rows[s, 1], rows[s, 2] = token, count, s * width
-        rows[s, 3], rows[s, 4], rows[s, 5] = length, stretches, first
-        stretches += max(0, (length + STRETCH - 1) // STRETCH - first)
+        rows[s, 3], rows[s, 4], rows[s, 5] = length, units, first
+        units += stretches(max(0, length - first))
         token += count
     for i in range(len(line)):
         line[i] = min(max(tables[i], 0), blocks - 1)

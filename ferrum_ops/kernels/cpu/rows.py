@@ -10,15 +10,18 @@ from typing import Any
 
 from llvmlite import ir
 
+from ferrum_ops.kernels.cpu.features import features
 from ferrum_ops.kernels.cpu.intrinsics import write_exp_below
 from ferrum_ops.kernels.cpu.jit import intrinsic
 from ferrum_ops.kernels.cpu.tiles import FUSED, LANES, VECTOR, Place, Writer, cgutils, types, zero
 
-__all__ = ["dots", "row_weights", "touch", "weighted_rows"]
+__all__ = ["PAIRS", "dots", "row_weights", "touch", "weighted_rows"]
 
 _I8, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 #: bytes that come from memory together
 _LINE = 64
+#: whether two bfloat16 are multiplied with two at once, by ``vdpbf16ps``
+PAIRS = "avx512bf16" in features()
 
 
 def _row_of(writer: Writer, places: Place, first: Place, key: Any) -> Place:
@@ -46,11 +49,14 @@ def touch(_typing: Any, array: Any, _first: Any, _count: Any) -> Any:
 
 
 def dots(rows: int) -> Any:
-    """The products of so many queries and ``LANES // rows`` keys, each a sum over the head's dimensions.
+    """The products of so many queries and ``LANES // rows`` keys, each a sum over the head's dimensions, scaled.
 
-    The function takes the queries, their place and the step from row to row, padded with zeros to whole vectors; the
-    keys, and the place from which rows are counted; the rows, and which of them is the first; the dimensions; and where
-    the scores go: an array, a place, and the step from row to row.
+    The function takes the queries, where each row of them begins and the first row; the keys, and the place from which
+    their rows are counted; their rows, and which of them is the first; the dimensions and the scale; and where the
+    scores go: an array, a place, and the step from row to row.
+
+    Products of bfloat16 are exact either way; ``vdpbf16ps`` takes twice as many at once and takes those of numbers
+    below 2^-126 for 0.
     """
     keys = LANES // rows
     cells = [(row, key) for row in range(rows) for key in range(keys)]
@@ -59,49 +65,64 @@ def dots(rows: int) -> Any:
     def products(
         _typing: Any,
         q: Any,
-        _q: Any,
+        q_lines: Any,
         _q_row: Any,
         k: Any,
         _k: Any,
-        lines: Any,
+        k_lines: Any,
         _key: Any,
         _dim: Any,
+        _scale: Any,
         out: Any,
         _out: Any,
         _out_row: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             writer = Writer(context, builder)
-            query, key0 = writer.place(q, *args[:2]), writer.place(k, *args[3:5])
-            here, target = writer.place(lines, args[5], args[6]), writer.place(out, *args[8:10])
-            queries = [writer.after(query, writer.times(args[2], row)) for row in range(rows)]
+            query0, key0 = writer.place(q, args[0], _I64(0)), writer.place(k, *args[3:5])
+            first, here = writer.place(q_lines, *args[1:3]), writer.place(k_lines, *args[5:7])
+            target = writer.place(out, *args[9:11])
+            queries = [_row_of(writer, first, query0, row) for row in range(rows)]
             now = [_row_of(writer, here, key0, key) for key in range(keys)]
             totals = {cell: writer.variable(zero(VECTOR)) for cell in cells}
+            pairs = PAIRS and q.dtype == k.dtype == types.uint16
+            step = 2 * LANES if pairs else LANES
+            load, add_product = (writer.load_pairs, writer.add_pairs) if pairs else (writer.load, writer.add_product)
 
             def add(at: Any, count: Any = None) -> None:
-                loaded = [writer.load(writer.after(line, at), count) for line in now]
+                loaded = [load(writer.after(line, at), count) for line in now]
                 for row in range(rows):
-                    numbers = writer.load(writer.after(queries[row], at))
+                    numbers = load(writer.after(queries[row], at), count)
                     for key in range(keys):
-                        writer.add_product(totals[row, key], numbers, loaded[key])
+                        add_product(totals[row, key], numbers, loaded[key])
 
-            whole = builder.sdiv(args[7], _I64(LANES))
+            whole = builder.sdiv(args[7], _I64(step))
             with writer.loop(whole) as i:
-                add(writer.times(i, LANES))
-            done = writer.times(whole, LANES)
+                add(writer.times(i, step))
+            done = writer.times(whole, step)
             left = builder.sub(args[7], done)
             with builder.if_then(builder.icmp_signed(">", left, _I64(0))):
                 add(done, left)
             sums = writer.sums([builder.load(totals[cell]) for cell in cells])
+            sums = builder.fmul(sums, writer.splat(args[8]), flags=FUSED)
             for row in range(rows):
-                place = writer.after(target, writer.times(args[10], row))
+                place = writer.after(target, writer.times(args[11], row))
                 writer.store(writer.part(sums, row * keys, keys), place)
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(q, i, i, k, i, lines, i, i, out, i, i), generate
+        return types.void(q, q_lines, i, k, i, k_lines, i, i, types.float32, out, i, i), generate
 
     return products
+
+
+def _each_pair(writer: Writer, totals: dict[Any, Any], rows: int, vectors: int, change: Any) -> None:
+    """Put two vectors in the place of each two neighbours."""
+    for row in range(rows):
+        for j in range(0, vectors, 2):
+            pair = totals[row, j], totals[row, j + 1]
+            for place, changed in zip(pair, change(*map(writer.b.load, pair)), strict=True):
+                writer.b.store(changed, place)
 
 
 def weighted_rows(rows: int, vectors: int) -> Any:
@@ -110,6 +131,9 @@ def weighted_rows(rows: int, vectors: int) -> Any:
     The function takes the weights, their place and the step from row to row; the values, and the place from which rows
     are counted; the rows, and how many there are; an array, a place and the step from row to row for the sums, whole
     vectors; and how many numbers the last vector has.
+
+    Of bfloat16 two vectors are read at once, and the sums of numbers in even and in odd places are kept apart: one
+    shift or one mask makes float32 of a vector then.
     """
     cells = [(row, j) for row in range(rows) for j in range(vectors)]
 
@@ -136,16 +160,25 @@ def weighted_rows(rows: int, vectors: int) -> Any:
                 (row, j): writer.after(writer.after(target, writer.times(args[9], row)), j * LANES) for row, j in cells
             }
             totals = {cell: writer.variable(writer.load(places[cell])) for cell in cells}
+            apart = v.dtype == types.uint16 and vectors % 2 == 0
+            if apart:
+                _each_pair(writer, totals, rows, vectors, writer.evens_and_odds)
             with writer.loop(args[6]) as key:
                 line = _row_of(writer, here, value0, key)
-                loaded = [writer.load(writer.after(line, j * LANES)) for j in range(vectors - 1)]
-                # a mask costs nothing where processors have them; a single vector may be cut short
-                last = writer.after(line, (vectors - 1) * LANES)
-                loaded.append(writer.load(last, args[10] if vectors == 1 else None))
+                if apart:
+                    words = [writer.load_pairs(writer.after(line, j * LANES)) for j in range(0, vectors, 2)]
+                    loaded = [numbers for pair in words for numbers in writer.widen_pairs(pair)]
+                else:
+                    loaded = [writer.load(writer.after(line, j * LANES)) for j in range(vectors - 1)]
+                    # a mask costs nothing where processors have them; a single vector may be cut short
+                    last = writer.after(line, (vectors - 1) * LANES)
+                    loaded.append(writer.load(last, args[10] if vectors == 1 else None))
                 for row in range(rows):
                     factor = writer.broadcast(writer.after(writer.after(weight0, writer.times(args[2], row)), key))
                     for j in range(vectors):
                         writer.add_product(totals[row, j], factor, loaded[j])
+            if apart:
+                _each_pair(writer, totals, rows, vectors, writer.in_turns)
             for cell in cells:
                 writer.store(builder.load(totals[cell]), places[cell])
             return context.get_dummy_value()

@@ -18,6 +18,7 @@ from numba.core import cgutils as untyped
 from ferrum_ops.kernels.cpu.features import features
 from ferrum_ops.kernels.cpu.intrinsics import widen, write_exp_below
 from ferrum_ops.kernels.cpu.jit import intrinsic
+from ferrum_ops.kernels.cpu.llvm import BFLOATS
 
 __all__ = ["FUSED", "LANES", "VECTOR", "Place", "Writer", "mask", "outer", "scale_lanes", "weights", "zero"]
 
@@ -27,8 +28,8 @@ cgutils: Any = untyped
 #: numbers in a vector
 LANES = 16 if "avx512f" in features() else 8
 
-_I32, _I64, _F32 = ir.IntType(32), ir.IntType(64), ir.FloatType()
-VECTOR = ir.VectorType(_F32, LANES)
+_I16, _I32, _I64, _F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+VECTOR, _WORDS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 FUSED = ("contract", "reassoc")
 
 
@@ -74,6 +75,45 @@ class Writer:
             value = self._masked(f"load.v{LANES}{bits}.p0", narrow, source, _I32(1), self._first(count), zero(narrow))
         return widen(self.b, place.kind, value)
 
+    def load_pairs(self, place: Place, count: Any = None) -> Any:
+        """Two vectors of bfloat16 as they are, as integers; only the first *count* numbers where it is given."""
+        kind = ir.VectorType(_I16, 2 * LANES)
+        source = self.b.bitcast(place.pointer, kind.as_pointer())
+        if count is not None:
+            return self._masked(
+                f"load.v{kind.count}i16.p0", kind, source, _I32(1), self._first(count, kind.count), zero(kind)
+            )
+        value = self.b.load(source)
+        value.align = 1
+        return value
+
+    def widen_pairs(self, value: Any) -> tuple[Any, Any]:
+        """The bfloat16 in even and those in odd places, as float32."""
+        words = self.b.bitcast(value, _WORDS)
+        evens = self.b.shl(words, ir.Constant(_WORDS, [16] * LANES))
+        odds = self.b.and_(words, ir.Constant(_WORDS, [0xFFFF0000] * LANES))
+        return self.b.bitcast(evens, VECTOR), self.b.bitcast(odds, VECTOR)
+
+    def evens_and_odds(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """The numbers in even and those in odd places of two vectors that follow each other."""
+        first = [*range(0, 2 * LANES, 2)]
+        return self._picked(x, y, first), self._picked(x, y, [lane + 1 for lane in first])
+
+    def in_turns(self, x: Any, y: Any) -> tuple[Any, Any]:
+        """Two vectors that follow each other, of whose numbers x and y have those in even and in odd places."""
+        turns = [lane for i in range(LANES) for lane in (i, i + LANES)]
+        return self._picked(x, y, turns[:LANES]), self._picked(x, y, turns[LANES:])
+
+    def _picked(self, x: Any, y: Any, places: list[int]) -> Any:
+        return self.b.shuffle_vector(x, y, ir.Constant(ir.VectorType(_I32, len(places)), places))
+
+    def add_pairs(self, total: Any, x: Any, y: Any) -> None:
+        """Add products of vectors of bfloat16, of two neighbours to one lane."""
+        x, y = self.b.bitcast(x, BFLOATS), self.b.bitcast(y, BFLOATS)
+        kind = ir.FunctionType(VECTOR, [VECTOR, BFLOATS, BFLOATS])
+        add = cgutils.get_or_insert_function(self.b.module, kind, "llvm.x86.avx512bf16.dpbf16ps.512")
+        self.b.store(self.b.call(add, [self.b.load(total), x, y]), total)
+
     def store(self, value: Any, place: Place, count: Any = None) -> None:
         """Write a vector of float32, or its first *count* numbers."""
         target = self.b.bitcast(place.pointer, value.type.as_pointer())
@@ -86,15 +126,15 @@ class Writer:
         kind = ir.FunctionType(result, [argument.type for argument in arguments])
         return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, f"llvm.masked.{name}"), arguments)
 
-    def _first(self, count: Any) -> Any:
-        lanes = ir.Constant(ir.VectorType(_I64, LANES), list(range(LANES)))
-        return self.b.icmp_signed("<", lanes, self.splat(count))
+    def _first(self, count: Any, lanes: int = LANES) -> Any:
+        numbers = ir.Constant(ir.VectorType(_I64, lanes), list(range(lanes)))
+        return self.b.icmp_signed("<", numbers, self.splat(count, lanes))
 
-    def splat(self, value: Any) -> Any:
+    def splat(self, value: Any, lanes: int = LANES) -> Any:
         """A vector of equal numbers."""
-        empty = ir.Constant(ir.VectorType(value.type, LANES), ir.Undefined)
+        empty = ir.Constant(ir.VectorType(value.type, lanes), ir.Undefined)
         first = self.b.insert_element(empty, value, _I32(0))
-        return self.b.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES))
+        return self.b.shuffle_vector(first, empty, ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes))
 
     def broadcast(self, place: Place) -> Any:
         """A vector of one number from memory."""
