@@ -88,6 +88,18 @@ def test_long_sequences_are_as_the_definition_says(data: st.DataObject) -> None:
     assert fa.all(attention(q, k, v, sinks=sinks, **options) == alone), "a second run differs"
 
 
+@pytest.mark.parametrize("tokens", [40, 300])
+@pytest.mark.parametrize(("dim", "value_dim"), [(33, 7), (20, 30), (64, 7), (100, 60), (127, 129), (250, 3)])
+def test_odd_heads_of_halves(tokens: int, dim: int, value_dim: int) -> None:
+    """Their rows are no whole words: nothing copies them ahead of their products."""
+    device = fa.Device(CUDA)
+    (q, q64), (k, k64) = (make(noise(dim + i, tokens, 4 >> i, dim), fa.bfloat16, device) for i in range(2))
+    v, v64 = make(noise(7, tokens, 2, value_dim), fa.bfloat16, device)
+    got, sums = attention(q, k, v, return_lse=True)
+    compared(got, sums, *exact(q64, k64, v64))
+    assert explain(attention, q, k, v).runs == "cuda.attention"
+
+
 @pytest.mark.parametrize("own_keys", [False, True])
 @pytest.mark.parametrize("options", [{}, {"causal": False}, {"window": 150}])
 def test_packed_sequences_do_not_meet(own_keys: bool, options: dict[str, Any]) -> None:

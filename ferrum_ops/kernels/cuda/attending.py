@@ -26,9 +26,9 @@ _LONGEST: Final = 256
 _FEW: Final = 128
 #: rows of a block in which heads that share keys are put together
 _PACKED: Final = 64
-#: of heads that fill no 16 bytes, in 16 bits, so many rows or keys at most: their copies do not go ahead, and of tiles
-#: of few columns that do not, ptxas 12.8 forgets where they lie. That was an illegal address on an H200
-_ODD: Final = 32
+#: of values in 16 bits, in shared memory, the fewest columns: of fewer whose copies do not go ahead, ptxas 12.8 forgets
+#: where they lie, which was an illegal address on an H200
+_COLUMNS: Final = 64
 #: what a descriptor asks of addresses and steps, in bytes
 _ALIGNED: Final = 16
 #: queries of a block of the kernel for Hopper
@@ -92,9 +92,6 @@ def refuses(
     """Why the kernels cannot take a call that dtypes and features allow, or None."""
     if max(q.shape[-1], v.shape[-1]) > _LONGEST:
         return f"takes heads of up to {_LONGEST}, not {q.shape[-1]}+{v.shape[-1]}"
-    odd = any(x.shape[-1] * x._data.itemsize % _ALIGNED for x in (q, v))
-    if odd and q.dtype is not fa.float32 and max(q.shape[-3] * (q.shape[-2] // k.shape[-2]), k.shape[-3]) > _ODD:
-        return f"takes more than {_ODD} queries or keys only if heads fill 16 bytes, not {q.shape[-1]}+{v.shape[-1]}"
     return None
 
 
@@ -269,14 +266,13 @@ def _general(call: _Call) -> None:
         *((None,) * 4 if bias is None else _bias_steps(bias, len(call.out._data.shape) - 3)),
         *call.numbers,
         warps=config.warps,
-        # Copies that go ahead of products are made of whole words, and rows of odd lengths have none.
-        stages=config.stages if bulk or not halves else 1,
+        stages=config.stages,
         GROUP=call.group,
         PACK=pack,
         DIM=call.dim,
         VALUE_DIM=call.value_dim,
         BD=dims[0],
-        BV=dims[1],
+        BV=dims[1] if bulk or not halves or config.rows < _PACKED else max(_COLUMNS, dims[1]),
         BM=config.rows,
         BN=config.keys,
         CAUSAL=call.causal,

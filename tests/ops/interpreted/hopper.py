@@ -20,6 +20,10 @@ import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.kernels.cuda import launch
 from tests.ops.interpreted.machine_code import disassembled, unset
+from triton.backends.compiler import GPUTarget
+
+if ORDINARY:
+    launch.assembling.target = lambda capability: GPUTarget("cuda", capability, 32)
 
 def compile_instead(self, grid, *arguments, warps=4, stages=3, **constants):
     kinds = []
@@ -67,14 +71,15 @@ class Made:
     unset: list[str] | None
 
 
-def compiled(program: str, *, looked_at: bool = False) -> list[Made]:
+def compiled(program: str, *, looked_at: bool = False, ordinary: bool = False) -> list[Made]:
     """The code of every launch of a program, which may use ``fa``; the package of kernels is not yet imported.
 
     Args:
         looked_at: whether machine code is looked at, which takes half a second each.
+        ordinary: whether it is made by the ptxas that Triton takes for Hopper, not by one that may be newer.
     """
     environment = {"PATH": "", "TRITON_INTERPRET": "0", "PYTHONPATH": str(_ROOT), "HOME": str(Path.home())}
-    code = f"LOOKED_AT = {looked_at}\n{_PRELUDE}{textwrap.dedent(program)}"
+    code = f"LOOKED_AT, ORDINARY = {looked_at}, {ordinary}\n{_PRELUDE}{textwrap.dedent(program)}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     return [Made(**json.loads(line)) for line in run.stdout.splitlines()]

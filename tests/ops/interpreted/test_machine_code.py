@@ -45,23 +45,28 @@ def test_registers_that_nothing_has_set_are_found(lines: list[str], found: list[
     assert unset(sass(*lines)) == found
 
 
-def test_attention_with_values_of_few_columns_reads_what_was_set() -> None:
-    """As long as tiles of values are copied ahead, their descriptors are not what ptxas 12.8 forgets."""
+ORDINARY = pytest.mark.parametrize("ordinary", [False, True])
+
+
+@ORDINARY
+def test_attention_with_values_of_few_columns_reads_what_was_set(ordinary: bool) -> None:
+    """Where tiles of values are copied ahead, or have 64 columns, their descriptors are not what ptxas 12.8 forgets."""
     made = compiled("""
         from ferrum_ops.kernels.cuda import attending
         from ferrum_ops.tiled import AttentionOptions
         attending.INTERPRETED = True  # addresses of NumPy's storage need not be aligned
         attending.capability, attending.processors = lambda device: 90, lambda device: 132
-        for tokens, dim, value_dim in ((300, 32, 32), (60, 64, 16), (300, 24, 8), (300, 64, 64)):
+        for tokens, dim, value_dim in ((300, 32, 32), (60, 64, 16), (300, 24, 8), (300, 33, 7), (60, 33, 7)):
             q = fa.zeros((1, tokens, 1, dim), dtype="bf16")
             k, v = (fa.zeros((1, 300, 1, n), dtype="bf16") for n in (dim, value_dim))
             attending.attention(q, k, v, None, None, AttentionOptions(1.0))
-    """, looked_at=True)  # fmt: skip
-    assert len(made) == 4
-    assert [code.unset for code in made] == [[]] * 4
+    """, looked_at=True, ordinary=ordinary)  # fmt: skip
+    assert len(made) == 5
+    assert [code.unset for code in made] == [[]] * 5
 
 
-def test_attention_over_caches_reads_what_was_set() -> None:
+@ORDINARY
+def test_attention_over_caches_reads_what_was_set(ordinary: bool) -> None:
     made = compiled("""
         from ferrum_ops import KVCache, KVSpec, SequenceMeta
         from ferrum_ops.kernels.cuda import paged
@@ -73,5 +78,5 @@ def test_attention_over_caches_reads_what_was_set() -> None:
             meta = SequenceMeta((0, tokens), block_tables=(tuple(range(7)),))
             cache = KVCache.empty(KVSpec(1, dim, 7, 64, "paged", fa.Dtype(stored), value_dim), "cpu")
             paged.paged_attention(fa.zeros((tokens, 1, dim), dtype="bf16"), cache, meta, (), AttentionOptions(1.0))
-    """, looked_at=True)  # fmt: skip
+    """, looked_at=True, ordinary=ordinary)  # fmt: skip
     assert [code.unset for code in made if code.name == "attend"] == [[]] * 5
