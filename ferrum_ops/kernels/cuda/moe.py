@@ -49,7 +49,8 @@ _EXPERTS: Final = 1024  # so many have no kernel
 _ONE_PASS: Final = 16  # rows of an expert, on average, for which quantised weights go straight to registers
 _LONG: Final = 48  # and from how many on warps copy for others
 _DEEP: Final = 2048  # numbers of K from which on programs have more rows of weights
-_WORTH: Final = 256  # rows of an expert, on average, for which it is worth to widen quantised weights in memory first
+#: rows of an expert, on average, for which it is worth to widen quantised weights in memory first
+_WORTH: Final = {"int4": 256, "int8": 128, "mxfp4": 256}
 _ROOM: Final = 2**30  # numbers at most that are widened at once
 _TIMED: Final = (fa.bfloat16,)  # dtypes of rows for which ways beside the general ones were found
 
@@ -118,11 +119,12 @@ _FIRST: Final = {
     ("int8", 4): (Pass(2, 4, 1, 1, True), Pass(2, 4, 1, 1, True)),
     ("int4", 1): (Pass(2, 4, 2), Pass(2, 4, 1, 1, True)),
 }
-#: products of sorted rows, up to 4 of an expert on average
+#: products of sorted rows where K is long, and where it is not: of up to 4 of an expert on average, and of more
 _SORTED: Final = {
-    ("mxfp4", 4): Pass(1, 2, 1),
-    ("int8", 4): Pass(1, 2, 1),
-    ("int4", 1): Pass(2, 4, 1, 1, True),
+    ("int4", 4): ((Pass(4, 2, 1), Pass(2, 1, 1, 1, True)), (Pass(2, 1, 1, 1, True), Pass(2, 1, 1, 1, True))),
+    ("mxfp4", 4): ((Pass(1, 2, 1), Pass(2, 1, 1, 1, True)), (Pass(2, 1, 2), Pass(2, 1, 1, 1, True))),
+    ("int8", 4): ((Pass(1, 2, 1), Pass(2, 2, 2, 1, True)), (Pass(1, 2, 1), Pass(2, 1, 1, 1, True))),
+    ("int4", 1): ((Pass(2, 4, 1, 1, True), Pass(2, 1, 1, 1, True)), (Pass(2, 2, 2, 1, True), Pass(2, 1, 1, 1, True))),
 }
 #: second products and sums of up to 16 choices, and of up to 32; 8 of a token, which have a warp each
 _DOWN: Final = {
@@ -148,14 +150,18 @@ def _pass(product: Product, where: Sorted | Listed) -> Pass:
     w = product.w
     words = 4 if w.form == "mxfp4" else w.unit // (16 if w.form == "int8" else 32)
     more = 4 // words  # units of which a thread reads 16 bytes
-    if w.size < _DEEP:
-        return Pass(1, 2, more)
     kind = _kind(product)
     if isinstance(where, Listed):
+        if w.size < _DEEP:
+            return Pass(1, 2, more)
         one, several = _FIRST.get(kind, (None, None)) if kind else (None, None)
         return (one if where.ids._data.size <= 8 else several) or Pass(2, 4, 2 * more)
-    known = _SORTED.get(kind) if kind and where.given <= 4 * w.experts else None
-    return known or (Pass(2, 2, 2) if w.form == "mxfp4" else Pass(4, 2, more))
+    known = _SORTED.get(kind) if kind else None
+    if known:
+        return known[w.size < _DEEP][where.given > 4 * w.experts]
+    if w.size < _DEEP:
+        return Pass(1, 2, more)
+    return Pass(2, 2, 2) if w.form == "mxfp4" else Pass(4, 2, more)
 
 
 def _together(product: Product, k: int, choices: int) -> Pass | None:
@@ -178,10 +184,10 @@ def _listed(choices: int, experts: int, plain: bool) -> bool:
 
 def _stack(w: Tensor | QuantTensor, x: Tensor, given: int) -> Stack:
     """Weights for so many rows: very many meet widened ones, where these are not very large."""
-    fits = given >= _WORTH * w.shape[0] and math.prod(w.shape) <= _ROOM
-    if fits and isinstance(w, QuantTensor) and x.dtype in _TIMED:
-        return widened_stack(w, x)
-    return stack_of(w)
+    found = stack_of(w)
+    if isinstance(w, Tensor) or x.dtype not in _TIMED or math.prod(w.shape) > _ROOM:
+        return found
+    return widened_stack(w, x) if given >= _WORTH[found.form] * found.experts else found
 
 
 def grouped_linear_refuses(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Tensor | None) -> str | None:

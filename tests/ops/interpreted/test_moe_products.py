@@ -140,7 +140,7 @@ def test_what_the_experts_of_a_token_give_together(
 def test_very_many_rows_meet_widened_weights(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     w, w64 = weights(1, (3, 10, 192), scheme)
     x, x64 = lying(2, (5, 192), fa.float16, "columns")
-    monkeypatch.setattr(moe, "_WORTH", 1)
+    monkeypatch.setattr(moe, "_WORTH", dict.fromkeys(moe._WORTH, 1))
     assert moe._stack(w, x, 5).form != "dense"
     monkeypatch.setattr(moe, "_TIMED", (fa.float16,))
     assert moe._stack(w, x, 2).form != "dense"
