@@ -81,8 +81,7 @@ def test_many_columns(name: str) -> None:
     for rows in (1, 2, 3, 9):
         x, numbers = make(noise(rows, rows, 512), fa.float32, fa.Device("cpu"))
         assert error(linear(x, w), numbers, exact) < 1e-6
-        few = rows <= (2 if TYPES[name].block == 32 else 8)
-        assert explain(linear, x, w).runs == ("cpu.linear_blocks_few" if few else "cpu.linear_blocks")
+        assert explain(linear, x, w).runs == ("cpu.linear_blocks_few" if rows <= 2 else "cpu.linear_blocks")
 
 
 def test_blocks_in_memory_of_others() -> None:
@@ -102,6 +101,32 @@ def test_what_is_not_finite() -> None:
     got = linear(fa.ones((1, 256)), QuantTensor(w.scheme, w.shape, {"blocks": fa.asarray(raw)})).numpy()
     assert np.isnan(got[0, 1])
     np.testing.assert_allclose(got[0, ::2], exact[::2].sum(1), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(("name", "number"), [("Q4_0", 0xFF), ("Q5_0", 0xFF), ("Q8_0", 0x7F), ("Q6_K", 0xFF)])
+def test_infinite_scales_meet_integers_less_their_zero(name: str, number: int) -> None:
+    want = -np.inf if name == "Q6_K" else np.inf  # there scales of groups are -1
+    raw = np.full((1, TYPES[name].size), number, np.uint8)
+    for place in HALVES[name]:
+        raw[..., place : place + 2] = np.array([0x7C00], np.uint16).view(np.uint8)
+    q = QuantTensor(GgufScheme(name), (1, TYPES[name].block), {"blocks": fa.asarray(raw)})
+    for rows in (1, 3):
+        assert linear(fa.ones((rows, TYPES[name].block)), q).tolist() == [[want]] * rows
+
+
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_infinite_inputs(name: str, rows: int) -> None:
+    """What they meet is the number of a block, not its integer and its offset one after the other."""
+    w, exact = weights(name, 4, 40, 512 // TYPES[name].block, fa.Device("cpu"))
+    for bad in (np.inf, -np.inf, np.nan):
+        values = noise(5, rows, 512)
+        values[-1, 300] = bad
+        with np.errstate(invalid="ignore"):
+            want = bad * exact[:, 300]
+        got = linear(fa.asarray(values, dtype="f32"), w).numpy()
+        np.testing.assert_array_equal(got[-1], want)
+        assert np.isfinite(got[:-1]).all()
 
 
 @pytest.mark.parametrize("name", TYPES)

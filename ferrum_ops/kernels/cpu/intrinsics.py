@@ -19,8 +19,8 @@ from numba.core import cgutils as untyped
 from ferrum_ops.kernels.cpu.jit import intrinsic
 
 __all__ = [
-    "INFINITE", "exp", "exp_below", "from_bits", "get", "get_bits", "get_int", "magnitude", "put", "put_int", "widen",
-    "write_exp", "write_exp_below",
+    "INFINITE", "exp", "exp_below", "from_bits", "get", "get_bits", "get_int", "magnitude", "put", "put_int", "unpack",
+    "unpack_and_bits", "unpack_e2m1", "unpack_two", "widen", "write_exp", "write_exp_below",
 ]  # fmt: skip
 
 types: Any = untyped_types  # numba's types are of some versions and incomplete
@@ -128,6 +128,114 @@ def get_bits(_typing: Any, array: Any, _index: Any, _shift: Any, _mask: Any) -> 
         return builder.uitofp(builder.and_(moved, builder.trunc(args[3], _I32)), _F32)
 
     return types.float32(array, types.intp, types.intp, types.intp), generate
+
+
+# Bits of 16 bytes at a time: in a loop over so few the compiler finds no vectors.
+
+
+def _sixteen(context: Any, builder: Any, array: Any, value: Any, where: Any) -> Any:
+    """Some bits of each of 16 bytes, as integers; *where*: the first byte, how far to shift, and the mask."""
+    index, shift, mask = where
+    kind = ir.VectorType(_I8, 16)
+    bytes_ = builder.load(builder.bitcast(_place(context, builder, array, value, index), kind.as_pointer()))
+    bytes_.align = 1
+    words = builder.zext(bytes_, _like(bytes_, _I32))
+    return builder.and_(builder.lshr(words, _words(builder, shift)), _words(builder, mask))
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    nothing = ir.Constant(ir.VectorType(value.type, 16), ir.Undefined)
+    first = builder.insert_element(nothing, value, _I32(0))
+    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_I32, 16), [0] * 16))
+
+
+def _words(builder: Any, number: Any) -> Any:
+    return _splat(builder, builder.trunc(number, _I32))
+
+
+def _put_sixteen(context: Any, builder: Any, array: Any, where: Any, bits: Any, line: Any) -> None:
+    """Write ``step * (bits - zero) + offset``, where *line* is zero, step and offset."""
+    zero, step, offset = line
+    numbers = builder.sitofp(builder.sub(bits, _words(builder, zero)), _like(bits, _F32))
+    numbers = builder.fmul(numbers, _splat(builder, step), flags=_AS_WRITTEN)
+    _store_sixteen(context, builder, array, where, builder.fadd(numbers, _splat(builder, offset), flags=_AS_WRITTEN))
+
+
+def _store_sixteen(context: Any, builder: Any, array: Any, where: Any, numbers: Any) -> None:
+    target = builder.bitcast(_place(context, builder, array, *where), numbers.type.as_pointer())
+    builder.store(numbers, target).align = 1
+
+
+@intrinsic
+def unpack(
+    _typing: Any, y: Any, _to: Any, b: Any, _at: Any, _shift: Any, _mask: Any, _zero: Any, _step: Any, _offset: Any
+) -> Any:
+    """Write 16 float32: ``step * (bits - zero) + offset``, of bits ``(byte >> shift) & mask`` of 16 bytes of *b*."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        bits = _sixteen(context, builder, b, args[2], args[3:6])
+        _put_sixteen(context, builder, y, args[:2], bits, args[6:])
+        return context.get_dummy_value()
+
+    i, f = types.intp, types.float32
+    return types.void(y, i, b, i, i, i, i, f, f), generate
+
+
+@intrinsic
+def unpack_two(
+    _typing: Any, y: Any, _to: Any, b: Any, _at: Any, _shift: Any, _mask: Any, _at_high: Any, _shift_high: Any,
+    _mask_high: Any, _worth: Any, _zero: Any, _step: Any, _offset: Any,
+) -> Any:  # fmt: skip
+    """``unpack`` for integers in two places: bits of 16 bytes, and *worth* times bits of 16 other bytes."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        low = _sixteen(context, builder, b, args[2], args[3:6])
+        high = builder.mul(_sixteen(context, builder, b, args[2], args[6:9]), _words(builder, args[9]))
+        _put_sixteen(context, builder, y, args[:2], builder.add(low, high), args[10:])
+        return context.get_dummy_value()
+
+    i, f = types.intp, types.float32
+    return types.void(y, i, b, i, i, i, i, i, i, i, i, f, f), generate
+
+
+@intrinsic
+def unpack_and_bits(
+    _typing: Any, y: Any, _to: Any, b: Any, _at: Any, _shift: Any, _mask: Any, _bits: Any, _worth: Any, _zero: Any,
+    _step: Any, _offset: Any,
+) -> Any:  # fmt: skip
+    """``unpack`` for integers whose highest bits are those of a number, the first its lowest; each counts *worth*."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        low = _sixteen(context, builder, b, args[2], args[3:6])
+        places = ir.Constant(low.type, list(range(16)))
+        high = builder.and_(builder.lshr(_words(builder, args[6]), places), _constant(low, _I32, 1))
+        high = builder.mul(high, _words(builder, args[7]))
+        _put_sixteen(context, builder, y, args[:2], builder.add(low, high), args[8:])
+        return context.get_dummy_value()
+
+    i, f = types.intp, types.float32
+    return types.void(y, i, b, i, i, i, i, i, i, f, f), generate
+
+
+@intrinsic
+def unpack_e2m1(_typing: Any, y: Any, _to: Any, b: Any, _at: Any, _shift: Any, _step: Any) -> Any:
+    """Write *step* times twice the floats of 4 bits that bits from *shift* on of 16 bytes are, as ``unpack``."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        bits = _sixteen(context, builder, b, args[2], (args[3], args[4], args[4].type(15)))
+        bits = builder.trunc(bits, _like(bits, _I16))  # in the high bits of a float16 they are 2**-14 times the float
+
+        def moved(mask: int, places: int) -> Any:
+            return builder.shl(builder.and_(bits, _constant(bits, _I16, mask)), _constant(bits, _I16, places))
+
+        numbers = _widen_f16(builder, builder.or_(moved(7, 9), moved(8, 12)))
+        doubled = builder.fmul(numbers, _constant(numbers, _F32, 2.0**15), flags=_AS_WRITTEN)
+        numbers = builder.fmul(doubled, _splat(builder, args[5]), flags=_AS_WRITTEN)
+        _store_sixteen(context, builder, y, args[:2], numbers)
+        return context.get_dummy_value()
+
+    i, f = types.intp, types.float32
+    return types.void(y, i, b, i, i, f), generate
 
 
 @intrinsic
