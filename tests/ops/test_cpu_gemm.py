@@ -178,6 +178,26 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
 
 
 @wide_registers
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_infinite_inputs_meet_weights_as_they_are(scheme: str) -> None:
+    """Kernels that multiply parts of a weight one by one would add infinities of both signs."""
+    group = group_of(scheme)
+    for inner in (3 * (group or 30), 1024):
+        q, w64 = weights(14, scheme, 131, inner)
+        for dtype in DTYPES:
+            for rows in (1, 3, 7, 16):
+                values = noise(15, rows, inner)
+                bad = np.asarray([np.inf, -np.inf, np.nan])[: rows // 2 + 1]
+                places = [0, inner // 3, inner - 1][: len(bad)]
+                values[range(len(bad)), places] = bad
+                with np.errstate(invalid="ignore"):
+                    want = bad[:, None] * w64[:, places].T  # NaN where the weight is 0
+                got = wide(linear(make(values, dtype, CPU)[0], q, dtype="f32"))
+                np.testing.assert_array_equal(got[: len(bad)], want)
+                assert np.isfinite(got[len(bad) :]).all()
+
+
+@wide_registers
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -1,5 +1,7 @@
 """Products of few rows of inputs with integers of 4 and 8 bits that have scales, for processors with AVX-512.
 
+What packs them for many rows is in ``integer_panels``.
+
 Weights are read as ``IntScheme`` stores them, 64 bytes at a time, in four long streams: see ``microkernels``. Inputs
 are arranged for that once, by ``as_records`` in ``inputs``: in vectors as they meet those 64 bytes, one block after
 another, and behind all blocks two vectors for each piece, which is a group of numbers or a block of several.
@@ -16,6 +18,10 @@ group, brings all sums of a piece to one scale at once. (Of 8 bits and float32, 
                  128 plus the seven low bits, and -128 or, where the high bit is set, -256
 ``f32``   4, 8   looked up, or converted, as float32
 ========  =====  ======================================================================================
+
+Where a weight is the difference of two numbers that are multiplied each for itself (zeros of groups, and bfloat16 with
+8 bits), an infinite input makes NaN of what should be infinite. A tile for weights in one part multiplies their
+difference. That takes longer, so it only makes once more what is found to be NaN.
 """
 
 from __future__ import annotations
@@ -40,13 +46,12 @@ from ferrum_ops.kernels.cpu.llvm import (
     Code,
     Value,
     filled,
-    lanes,
     routine,
     zero,
 )
-from ferrum_ops.kernels.cpu.microkernels import MULTIPLY, transposed
+from ferrum_ops.kernels.cpu.microkernels import MULTIPLY
 
-__all__ = ["SCALE_SIZE", "Format", "blocks_of_piece", "inner_integers", "pack_integers", "pack_scales"]
+__all__ = ["SCALE_SIZE", "Format", "blocks_of_piece", "inner_integers", "widened"]
 
 
 class Format(NamedTuple):
@@ -76,6 +81,11 @@ class Format(NamedTuple):
         """How many vectors the inputs of a block are."""
         return self.block * {"int8": 1, "bf16": 2, "f32": 4}[self.kind] // VECTOR
 
+    @property
+    def split(self) -> bool:
+        """Whether inputs meet weights in two parts, whose infinities can have opposite signs."""
+        return self.kind != "int8" and (self.zeros or (self.kind == "bf16" and self.bits == 8))
+
 
 def blocks_of_piece(group: int, count: int, block: int) -> int:
     """How many blocks a piece of a row of *count* numbers is."""
@@ -84,13 +94,11 @@ def blocks_of_piece(group: int, count: int, block: int) -> int:
 
 HALVES = ir.VectorType(I16, 32)
 _ELEMENTS = {"f32": F32, "f16": ir.HalfType(), "bf16": I16}
-#: the least group that has vectors of its own everywhere
-_GROUP = 32
 #: bytes of a scale
 SCALE_SIZE = {"f32": 4, "f16": 2, "bf16": 2}
 
 
-def _widened(code: Code, raw: Value, scales: str) -> Value:
+def widened(code: Code, raw: Value, scales: str) -> Value:
     """float32 from bytes of so many scales."""
     count = raw.type.count // SCALE_SIZE[scales]
     stored, wide = code.b.bitcast(raw, ir.VectorType(_ELEMENTS[scales], count)), ir.VectorType(F32, count)
@@ -137,12 +145,28 @@ def _bf16(number: float) -> int:
     return int.from_bytes(struct.pack(">f", number)[:2], "big", signed=True)
 
 
+def _in_one_part(form: Format, code: Code, raw: Value, t: int, zeros: list[Value]) -> Value:
+    """What vector number *t* is multiplied with as ``_looked_up`` gives it, but less the zeros, in one part."""
+    if form.kind == "f32":
+        return code.b.fsub(_looked_up(form, code, raw, t)[0], zeros[0])
+    if form.bits == 8:  # every second byte, with its sign
+        halves = code.b.bitcast(raw, HALVES)
+        halves = code.b.ashr(halves if t else code.b.shl(halves, filled(HALVES, 8)), filled(HALVES, 8))
+    else:
+        halves = code.b.and_(code.b.lshr(code.b.bitcast(raw, HALVES), filled(HALVES, 4 * t)), filled(HALVES, 15))
+    wide, bits = ir.VectorType(F32, 2 * LANES), ir.VectorType(I32, 2 * LANES)
+    numbers = code.b.sitofp(halves, wide)
+    if zeros:
+        numbers = code.b.fsub(numbers, code.pick(zeros[0], [i // 2 for i in range(2 * LANES)]))
+    return code.b.trunc(code.b.lshr(code.b.bitcast(numbers, bits), filled(bits, 16)), HALVES)  # exact: eight bits do
+
+
 class _Block:
     """The code for 64 bytes of weights and the inputs of some rows, in records."""
 
-    def __init__(self, form: Format, code: Code, lines: list[Value], pieces: Value) -> None:
+    def __init__(self, form: Format, code: Code, lines: list[Value], pieces: Value, one_part: bool) -> None:
         """*pieces*: how far behind the beginning of a record its pieces are."""
-        self.form, self.code, self.lines, self.pieces = form, code, lines, pieces
+        self.form, self.code, self.lines, self.pieces, self.one_part = form, code, lines, pieces, one_part
         self.sums, self.add = MULTIPLY[form.kind]
         #: 8 bits become float32 in the order of memory, where a group is some vectors, not lanes of all vectors
         self.in_order = form.bits == 8 and form.kind == "f32"
@@ -160,7 +184,7 @@ class _Block:
     def scales(self, address: Value, count: Value | None = None) -> list[Value]:
         """The scales of a piece; so many of them where there are fewer."""
         size = SCALE_SIZE[self.form.scales] * self.form.share
-        return self.spread(_widened(self.code, self._some(address, size, count, size), self.form.scales))
+        return self.spread(widened(self.code, self._some(address, size, count, size), self.form.scales))
 
     def zeros(self, address: Value, count: Value | None = None) -> list[Value]:
         """The zeros of a piece."""
@@ -188,20 +212,24 @@ class _Block:
     def _of_piece(self, row: int, piece: Value, which: int) -> Value:
         return self.code.at(self.lines[row], self.pieces, self.code.times(piece, 2 * VECTOR), which * VECTOR)
 
-    def multiply(self, parts: list[list[Value]], raw: Value, b: Value, these: range | None = None) -> None:
+    def multiply(
+        self, parts: list[list[Value]], raw: Value, b: Value, zeros: list[Value], these: range | None = None
+    ) -> None:
         """Add the products of block number *b*, whose weights are *raw*, to the sums of each row."""
         form, code = self.form, self.code
         records = [code.at(line, code.times(b, VECTOR * form.inputs)) for line in self.lines]
         turn = 0
         for t in these or range(form.inputs):
-            found = _looked_up(form, code, raw, t)
+            found = [_in_one_part(form, code, raw, t, zeros)] if self.one_part else _looked_up(form, code, raw, t)
             inputs = [code.load(code.at(record, VECTOR * t), BYTES) for record in records]
             for weights in found:
                 for part, x in zip(parts, inputs, strict=True):
                     part[turn] = self.add(code, part[turn], x, weights)
                 turn = (turn + 1) % self.turns
 
-    def scaled(self, totals: list[Value], parts: list[list[Value]], piece: Value, scale: Value, zeros: Any) -> None:
+    def scaled(
+        self, totals: list[Value], parts: list[list[Value]], piece: Value, scale: Value, zeros: list[Value]
+    ) -> None:
         """Bring the sums of a piece to their scale, and add them to one variable for each row."""
         code = self.code
         for row, (total, some) in enumerate(zip(totals, parts, strict=True)):
@@ -209,26 +237,33 @@ class _Block:
             if self.form.kind == "int8":
                 part = code.b.sitofp(part, FLOATS)
                 factor = code.b.fmul(factor, code.load(self._of_piece(row, piece, 0), FLOATS))
-            if zeros:
+            if zeros and not self.one_part:
                 part = code.fma(code.b.fneg(zeros[0]), code.load(self._of_piece(row, piece, 1), FLOATS), part)
             code.b.store(code.fma(part, factor, code.b.load(total)), total)
 
-    def alone(self, totals: list[Value], raw: Value, b: Value, piece: Value, scales: list[Value], zeros: Any) -> None:
+    def alone(
+        self, totals: list[Value], raw: Value, b: Value, piece: Value, scales: list[Value], zeros: list[Value]
+    ) -> None:
         """A block whose piece it is."""
         step = self.form.inputs // len(scales)
         for group, scale in enumerate(scales):
             parts = self.start(piece)
-            self.multiply(parts, raw, b, range(group * step, (group + 1) * step))
+            self.multiply(parts, raw, b, zeros, range(group * step, (group + 1) * step))
             self.scaled(totals, parts, piece, scale, zeros)
 
 
-def inner_integers(form: Format, rows: int) -> Any:
+def inner_integers(form: Format, rows: int, one_part: bool = False) -> Any:
     """The products of so many rows of inputs with four rows of integers with scales.
 
     The function takes (records of x, their stride, values, stride, scales, stride, zeros, stride, four row numbers,
     count, blocks of a piece, out, stride of out, step of out). *count* numbers are multiplied; ``out`` gets a float32
     for each pair: rows of inputs lie a stride apart, those of weights a step. Where groups are blocks or more, a piece
     is a group of whole blocks, but that what a row of one group has beyond whole blocks is a piece too.
+
+    Args:
+        form: what is multiplied.
+        rows: of inputs.
+        one_part: weights are multiplied in one part, see above; for a form that is ``split``.
     """
     size, share = SCALE_SIZE[form.scales], form.share
 
@@ -244,7 +279,7 @@ def inner_integers(form: Format, rows: int) -> Any:
         )
         blocks = code.b.udiv(code.at(count, form.block - 1), I64(form.block))
         lines = [code.at(x, code.times(x_stride, i)) for i in range(rows)]
-        block = _Block(form, code, lines, code.times(blocks, form.inputs * VECTOR))
+        block = _Block(form, code, lines, code.times(blocks, form.inputs * VECTOR), one_part)
         totals = [[code.variable(zero(FLOATS)) for _ in range(rows)] for _ in of_values]
 
         def factors(group: Value, left: Value | None = None) -> list[tuple[list[Value], list[Value]]]:
@@ -266,16 +301,18 @@ def inner_integers(form: Format, rows: int) -> Any:
             last = code.b.udiv(whole, unit)
             with code.loop(last) as piece:
                 parts = [[[code.variable(v) for v in row] for row in block.start(piece)] for _ in of_values]
+                of_piece = factors(piece) if one_part else []  # else after the sums, which need the registers
+                zeros_of = [offset for _, offset in of_piece] or [[] for _ in of_values]
                 first = code.b.mul(piece, unit)
                 with code.loop(unit) as i:
                     b = code.at(first, i)
-                    for line, mine in zip(of_values, parts, strict=True):
+                    for line, mine, offset in zip(of_values, parts, zeros_of, strict=True):
                         now = [[code.b.load(v) for v in row] for row in mine]
-                        block.multiply(now, raw(line, b), b)
+                        block.multiply(now, raw(line, b), b, offset)
                         for row, changed in zip(mine, now, strict=True):
                             for v, value in zip(row, changed, strict=True):
                                 code.b.store(value, v)
-                for sums, mine, (scale, offset) in zip(totals, parts, factors(piece), strict=True):
+                for sums, mine, (scale, offset) in zip(totals, parts, of_piece or factors(piece), strict=True):
                     block.scaled(sums, [[code.b.load(v) for v in row] for row in mine], piece, scale[0], offset)
         left = code.b.sub(count, code.times(whole, form.block))
         with code.when(code.b.icmp_signed(">", left, I64(0))):
@@ -291,110 +328,3 @@ def inner_integers(form: Format, rows: int) -> Any:
                 code.store(code.total(code.b.load(total)), place)
 
     return tile
-
-
-def pack_integers(form: Format) -> Any:
-    """Write 16 rows of integers so that a vector holds one word of each: see ``packer`` in ``microkernels``.
-
-    The function takes (values, stride, scales, stride, zeros, stride, rows, first number, count, group, target, stride
-    of target). ``int8`` gets integers with 128 added of 8 bits, and 16 of 4 bits after their zero is taken off;
-    ``bf16`` integers less their zero; ``f32`` those times their scale. Groups are multiples of 32.
-    """
-    kind, many = form.kind, form.block // form.inputs  # numbers in a vector
-
-    def numbers(code: Code, raw: Value, zero_of: Value | None, scale: Value) -> Value:
-        if form.bits == 4:
-            halves = [code.b.and_(raw, filled(raw.type, 15)), code.b.lshr(raw, filled(raw.type, 4))]
-            places = [i // 2 + i % 2 * raw.type.count for i in range(many)]
-            raw = code.b.shuffle_vector(*halves, lanes(places))
-            less = filled(raw.type, 8) if zero_of is None else zero_of
-            raw = code.b.sub(raw, less)
-        if kind == "int8":
-            return code.b.add(raw, filled(raw.type, 16 if form.bits == 4 else -128))
-        bits = ir.VectorType(I32, many)
-        wide = code.b.sitofp(code.b.sext(raw, bits), ir.VectorType(F32, many))
-        if kind == "f32":
-            return code.b.fmul(wide, code.splat(scale))
-        high = code.b.lshr(code.b.bitcast(wide, bits), filled(bits, 16))
-        return code.b.trunc(high, ir.VectorType(I16, many))
-
-    @routine
-    def pack(
-        code: Code, values: Value, value_stride: Value, scales: Value, scale_stride: Value, zeros: Value,
-        zero_stride: Value, rows: Value, first: Value, count: Value, group: Value, to: Value, to_stride: Value,
-    ) -> None:  # fmt: skip
-        last = code.b.sub(rows, I64(1))
-        numbered = [code.b.select(code.b.icmp_signed("<", I64(i), rows), I64(i), last) for i in range(LANES)]
-        of_values, of_scales, of_zeros = (
-            [code.at(address, code.b.mul(stride, n)) for n in numbered]
-            for address, stride in ((values, value_stride), (scales, scale_stride), (zeros, zero_stride))
-        )
-
-        def zero_of(address: Value, k: Value, left: Value | None) -> Value:
-            """The zeros of the numbers from *k* on: of one group, or of one for each half."""
-            each = []
-            for half in range(max(many // _GROUP, 1)):
-                ahead: Value = I64(_GROUP * half)
-                if left is not None:  # there may be no second group
-                    end = code.at(left, -1)
-                    ahead = code.b.select(code.b.icmp_signed("<", ahead, end), ahead, end)
-                found = code.load(code.at(address, code.b.udiv(code.at(k, ahead), group)), I8)
-                each.append(code.splat(found, many))
-            if len(each) == 1:
-                return each[0]
-            return code.b.shuffle_vector(each[0], each[1], lanes(i + i // _GROUP * many for i in range(many)))
-
-        def block(k: Value, left: Value | None) -> None:
-            words = []
-            at = code.at(first, k)
-            for value, scale, offset in zip(of_values, of_scales, of_zeros, strict=True):
-                place = code.at(value, code.b.udiv(code.times(at, form.bits), I64(8)))
-                size = many * form.bits // 8
-                if left is None:
-                    raw = code.load(place, ir.VectorType(I8, size))
-                else:
-                    bytes_ = code.b.udiv(code.at(code.times(left, form.bits), 7), I64(8))
-                    raw = code.pick(code.load_first(place, bytes_), range(size))
-                factor = None
-                if kind == "f32":
-                    width = SCALE_SIZE[form.scales]
-                    found = code.load(
-                        code.at(scale, code.times(code.b.udiv(at, group), width)), ir.VectorType(I8, width)
-                    )
-                    factor = code.b.extract_element(_widened(code, found, form.scales), I32(0))
-                vector = numbers(code, raw, zero_of(offset, at, left) if form.zeros else None, factor)
-                words.append(code.b.bitcast(vector, WORDS))
-            line = code.b.udiv(k, I64(many // LANES))
-            code.store_rows(transposed(code, words), code.at(to, code.b.mul(to_stride, line)), to_stride)
-
-        whole = code.b.udiv(count, I64(many))
-        with code.loop(whole) as vector:
-            block(code.times(vector, many), None)
-        left = code.b.sub(count, code.times(whole, many))
-        with code.when(code.b.icmp_signed(">", left, I64(0))):
-            block(code.times(whole, many), left)
-
-    return pack
-
-
-def pack_scales(scales: str) -> Any:
-    """Write the scales of 16 rows as vectors, one for each piece of a row.
-
-    The function takes (scales, stride, rows, first number, numbers of a piece, pieces, group, target, its stride).
-    """
-    width = SCALE_SIZE[scales]
-
-    @routine
-    def pack(
-        code: Code, address: Value, stride: Value, rows: Value, first: Value, piece: Value, pieces: Value,
-        group: Value, to: Value, to_stride: Value,
-    ) -> None:  # fmt: skip
-        last = code.b.sub(rows, I64(1))
-        with code.loop(pieces) as p:
-            at = code.times(code.b.udiv(code.at(first, code.b.mul(p, piece)), group), width)
-            for i in range(LANES):
-                row = code.b.select(code.b.icmp_signed("<", I64(i), rows), I64(i), last)
-                raw = code.load(code.at(address, code.b.mul(stride, row), at), ir.VectorType(I8, width))
-                code.store(_widened(code, raw, scales), code.at(to, code.b.mul(to_stride, p), 4 * i))
-
-    return pack

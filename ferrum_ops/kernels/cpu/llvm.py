@@ -14,11 +14,12 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils as untyped
-from numba.extending import intrinsic
+
+from ferrum_ops.kernels.cpu.jit import intrinsic
 
 __all__ = [
     "BFLOATS", "BYTES", "F32", "FLOATS", "I8", "I32", "I64", "LANES", "VECTOR", "WORDS", "Code", "Value", "filled",
-    "lanes", "routine", "workspace", "zero",
+    "lanes", "question", "routine", "set_apart", "workspace", "zero",
 ]  # fmt: skip
 
 VECTOR = 64  # bytes
@@ -141,17 +142,36 @@ def filled(kind: Any, number: float) -> Value:
 
 def routine(emit: Callable[..., None]) -> Any:
     """Make ``emit(code, *integers)``, which writes the instructions, a function of compiled code."""
+    return _function(emit, types.void)
 
+
+def question(emit: Callable[..., Value]) -> Any:
+    """Make ``emit(code, *integers)``, which writes the instructions and returns a bit, a function of compiled code."""
+    return _function(emit, types.boolean)
+
+
+def _function(emit: Callable[..., Value | None], result: Any) -> Any:
     @intrinsic
     @functools.wraps(emit)
     def typed(_context: Any, *arguments: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, values: Any) -> Any:
-            emit(Code(builder), *values)
-            return context.get_dummy_value()
+            found = emit(Code(builder), *values)
+            return context.get_dummy_value() if found is None else found
 
-        return types.void(*[types.intp] * len(arguments)), generate
+        return result(*[types.intp] * len(arguments)), generate
 
     return typed
+
+
+@intrinsic
+def set_apart(_context: Any) -> Any:
+    """Keep the function that calls this out of the code of its callers, whose registers are for what is done often."""
+
+    def generate(context: Any, builder: Any, _signature: Any, _values: Any) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 def workspace(size: int) -> Any:

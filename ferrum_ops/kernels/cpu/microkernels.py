@@ -45,6 +45,7 @@ from ferrum_ops.kernels.cpu.llvm import (
     Value,
     filled,
     lanes,
+    question,
     routine,
     zero,
 )
@@ -52,6 +53,7 @@ from ferrum_ops.kernels.cpu.llvm import (
 __all__ = [
     "SIZE",
     "STORED",
+    "any_nan",
     "clear",
     "inner_tile",
     "outer_tile",
@@ -364,6 +366,20 @@ def clear(code: Code, address: Value, vectors: Value) -> None:
     """Fill so many vectors with zeros."""
     with code.loop(vectors) as vector:
         code.store(zero(WORDS), code.at(address, code.times(vector, VECTOR)))
+
+
+@question
+def any_nan(code: Code, address: Value, count: Value) -> Value:
+    """Whether one of so many float32 is NaN."""
+    found = code.variable(zero(WORDS))
+    with code.loop(code.b.udiv(code.at(count, LANES - 1), I64(LANES))) as vector:
+        left = code.times(code.b.sub(count, code.times(vector, LANES)), 4)
+        raw = code.load_first(code.at(address, code.times(vector, VECTOR)), left)
+        numbers = code.b.bitcast(raw, FLOATS)
+        nan = code.b.sext(code.b.fcmp_unordered("uno", numbers, numbers), WORDS)
+        code.b.store(code.b.or_(code.b.load(found), nan), found)
+    bits = code.call("llvm.vector.reduce.or.v16i32", I32, code.b.load(found))
+    return code.b.icmp_signed("!=", bits, I32(0))
 
 
 @routine

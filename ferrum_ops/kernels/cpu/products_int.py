@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ferrum_ops.kernels.cpu.integers import Format, blocks_of_piece, inner_integers, pack_integers, pack_scales
+from ferrum_ops.kernels.cpu.integer_panels import pack_integers, pack_scales
+from ferrum_ops.kernels.cpu.integers import Format, blocks_of_piece, inner_integers
 from ferrum_ops.kernels.cpu.jit import jit
-from ferrum_ops.kernels.cpu.llvm import workspace
-from ferrum_ops.kernels.cpu.microkernels import SIZE, clear, outer_tile, scaled_outer_tile
+from ferrum_ops.kernels.cpu.llvm import set_apart, workspace
+from ferrum_ops.kernels.cpu.microkernels import SIZE, any_nan, clear, outer_tile, scaled_outer_tile
 from ferrum_ops.kernels.cpu.products import BLOCK, CHUNK, COLUMNS, DEPTH, FEW, LINE, Numbers, block_of, write_panel
 
 __all__ = ["few_integers", "many_integers", "piece_of"]
@@ -26,7 +27,20 @@ _unit = jit(blocks_of_piece)
 def few_integers(form: Format) -> Callable[..., None]:
     """Chunks of 128 columns for few rows, whose inputs are records."""
     inner_four, inner_two, inner_one = (inner_integers(form, rows) for rows in (4, 2, 1))
-    block = form.block
+    split, block = form.split, form.block
+    inner_whole = inner_integers(form, 1, one_part=True) if split else inner_one
+
+    @jit(variant=form, inner=True)
+    def mend(x: int, weights: Numbers, count: int, n: int, here: int, unit: int, sums: int) -> None:
+        """Make the sums of a row and of *here* columns again where one is NaN: it may be infinite."""
+        set_apart()
+        if any_nan(sums, here):
+            w, w_stride, s, s_stride, z, z_stride, _ = weights
+            quarter, last = (here + 3) // 4, n + here - 1
+            for i in range(n, n + quarter):
+                n1, n2, n3 = min(quarter + i, last), min(2 * quarter + i, last), min(3 * quarter + i, last)
+                inner_whole(x, 0, w, w_stride, s, s_stride, z, z_stride,
+                            i, n1, n2, n3, count, unit, sums + 4 * (i - n), 0, 4 * quarter)  # fmt: skip
 
     @jit(variant=form)
     def few(inputs: Numbers, weights: Numbers, output: Numbers, sizes: Numbers, first: int, end: int) -> None:
@@ -52,6 +66,8 @@ def few_integers(form: Format) -> Callable[..., None]:
                 if m < rows:
                     inner_one(x + m * x_stride, x_stride, w, w_stride, s, s_stride, z, z_stride,
                               i, n1, n2, n3, count, unit, to, 4 * CHUNK, step)  # fmt: skip
+            for m in range(rows if split else 0):
+                mend(x + m * x_stride, weights, count, n, here, unit, sums + 4 * CHUNK * m)
             for c in range(0, here, COLUMNS):
                 write_panel(sums + 4 * c, 4 * CHUNK, rows, 0, output, 0, n + c, min(COLUMNS, here - c))
 
