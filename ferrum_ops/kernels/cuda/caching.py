@@ -15,7 +15,7 @@ from ferrum_ops.kernels.cuda import plans
 from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two
 from ferrum_ops.kernels.cuda.layouts import heads
 from ferrum_ops.kernels.cuda.source import caching as source
-from ferrum_ops.kv_cache import GREATEST_SCALE, KVCache, KVSpec
+from ferrum_ops.kv_cache import KVCache, KVSpec
 from ferrum_ops.types import SequenceMeta
 
 __all__ = ["kv_append", "kv_copy_blocks", "kv_gather", "owned"]
@@ -57,7 +57,6 @@ def kv_append(cache: KVCache, k: Tensor, v: Tensor, slots: tuple[int, ...], meta
     _APPEND(
         (-(-tokens * spec.kv_heads // rows), 2),
         *(k, v, places, *memories, tokens, spec.slots, spec.kv_heads, k_token, k_head, v_token, v_head),
-        GREATEST_SCALE,
         ROWS=rows,
         DIM=spec.head_dim,
         VALUE_DIM=spec.value_dim,

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import ferrum_array as fa
 from ferrum_array import Tensor
+from ferrum_ops.kernels.cuda.caching import owned
 from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two
 from ferrum_ops.kernels.cuda.layouts import heads, in_order, rows
 from ferrum_ops.kernels.cuda.plans import slots_of
@@ -156,13 +157,6 @@ def qk_norm_rope(
     return queries, keys
 
 
-def _written(x: Tensor) -> Tensor:
-    """*x*, to be written: where others see its memory, it gets memory of its own first."""
-    if not (x._spec.device.backend.exclusive(x) and x._data.flags.c_contiguous):
-        x._data = x._data.copy("C")
-    return x
-
-
 def rope_append(
     cache: KVCache,
     q: Tensor,
@@ -181,9 +175,9 @@ def rope_append(
     written = Written(
         v,
         slots_of(cache.spec, meta, q.device),
-        _written(cache.k),
-        _written(cache.v),
-        None if cache.k_scale is None else _written(cache.k_scale),
-        None if cache.v_scale is None else _written(cache.v_scale),
+        owned(cache.k),
+        owned(cache.v),
+        None if cache.k_scale is None else owned(cache.k_scale),
+        None if cache.v_scale is None else owned(cache.v_scale),
     )
     return turn(q, k, wq, wk, cos, sin, norm, rotary_dim, interleaved, written)[0]

@@ -3,16 +3,14 @@
 import triton
 import triton.language as tl
 
-__all__ = ["append", "check_slots", "gather", "move"]
+from ferrum_ops.kernels.cuda.source.quantising import magnitude, quantised, quantising_scale
 
-_INFINITY_BITS: tl.constexpr = tl.constexpr(0x7F800000)
-#: added and taken away again, it leaves a small float32 rounded half to even
-_ROUNDING: tl.constexpr = tl.constexpr(12582912.0)
+__all__ = ["append", "check_slots", "gather", "move"]
 
 
 @triton.jit
 def _write(
-    x, slots, memory, scales, tokens, total, kv_heads, token_step, head_step, greatest,
+    x, slots, memory, scales, tokens, total, kv_heads, token_step, head_step,
     ROWS: tl.constexpr, DIM: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -26,28 +24,22 @@ def _write(
     at = x + token[:, None] * token_step + head[:, None] * head_step + d[None, :]
     numbers = tl.load(at, mask=whole, other=0.0).to(tl.float32)
     if scales is not None:
-        most = tl.max(numbers.to(tl.int32, bitcast=True) & 0x7FFFFFFF, 1)  # by their bits NaN is above all
-        finite = most < _INFINITY_BITS
-        scale = tl.minimum(tl.div_rn(most.to(tl.float32, bitcast=True), 127.0), greatest)
-        step = tl.where(finite & (scale > 0.0), scale, 1.0)
-        numbers = tl.div_rn(tl.where(finite[:, None], numbers, 0.0), tl.zeros_like(numbers) + step[:, None])
-        # a scale that has lost digits, far below 1, may be too small for the greatest number
-        numbers = tl.minimum(tl.maximum(numbers, -127.0), 127.0)
-        numbers = (numbers + _ROUNDING) - _ROUNDING
-        tl.store(scales + to, tl.where(finite, scale, float("nan")), mask=inside)
+        scale = quantising_scale(tl.max(magnitude(numbers), 1))
+        tl.store(scales + to, scale, mask=inside)
+        numbers = quantised(numbers, scale[:, None])
     tl.store(memory + to[:, None] * DIM + d[None, :], numbers.to(memory.dtype.element_ty), mask=whole)
 
 
 @triton.jit
 def append(
     k, v, slots, k_memory, v_memory, k_scales, v_scales, tokens, total, kv_heads, k_token, k_head, v_token, v_head,
-    greatest, ROWS: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
+    ROWS: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr,
 ):  # fmt: skip
     """The keys (programs 0 along the second axis) or values of some tokens and heads into their slots."""
     if tl.program_id(1) == 0:
-        _write(k, slots, k_memory, k_scales, tokens, total, kv_heads, k_token, k_head, greatest, ROWS, DIM, BD)
+        _write(k, slots, k_memory, k_scales, tokens, total, kv_heads, k_token, k_head, ROWS, DIM, BD)
     else:
-        _write(v, slots, v_memory, v_scales, tokens, total, kv_heads, v_token, v_head, greatest, ROWS, VALUE_DIM, BV)
+        _write(v, slots, v_memory, v_scales, tokens, total, kv_heads, v_token, v_head, ROWS, VALUE_DIM, BV)
 
 
 @triton.jit
