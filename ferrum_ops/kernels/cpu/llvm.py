@@ -66,6 +66,11 @@ class Code:
         pointer = self.b.inttoptr(address, BYTES.as_pointer())
         return self.call("llvm.masked.load.v64i8.p0", BYTES, pointer, I32(1), mask, zero(BYTES))
 
+    def prefetch(self, address: Value) -> None:
+        """Ask for what lies at an address, where there may be nothing."""
+        pointer = self.b.inttoptr(address, I8.as_pointer())
+        self.call("llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))  # to read, and to the first cache
+
     def store(self, value: Value, address: Value) -> None:
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = 1
 

@@ -36,11 +36,11 @@ def few_integers(form: Format) -> Callable[..., None]:
         set_apart()
         if any_nan(sums, here):
             w, w_stride, s, s_stride, z, z_stride, _ = weights
-            quarter, last = (here + 3) // 4, n + here - 1
-            for i in range(n, n + quarter):
-                n1, n2, n3 = min(quarter + i, last), min(2 * quarter + i, last), min(3 * quarter + i, last)
+            last = n + here - 1
+            for i in range(n, n + here, 4):
+                n1, n2, n3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
                 inner_whole(x, 0, w, w_stride, s, s_stride, z, z_stride,
-                            i, n1, n2, n3, count, unit, sums + 4 * (i - n), 0, 4 * quarter)  # fmt: skip
+                            i, n1, n2, n3, count, unit, sums + 4 * (i - n), 0)  # fmt: skip
 
     @jit(variant=form)
     def few(inputs: Numbers, weights: Numbers, output: Numbers, sizes: Numbers, first: int, end: int) -> None:
@@ -50,22 +50,21 @@ def few_integers(form: Format) -> Callable[..., None]:
         sums, unit = _few_sums(), _unit(group, count, block)
         for n in range(first * CHUNK, min(end * CHUNK, columns), CHUNK):
             here = min(CHUNK, columns - n)
-            quarter, last = (here + 3) // 4, n + here - 1
-            step = 4 * quarter
-            for i in range(n, n + quarter):
-                n1, n2, n3 = min(quarter + i, last), min(2 * quarter + i, last), min(3 * quarter + i, last)
+            last = n + here - 1
+            for i in range(n, n + here, 4):
+                n1, n2, n3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
                 m, to = 0, sums + 4 * (i - n)
                 while m + 4 <= rows:
                     inner_four(x + m * x_stride, x_stride, w, w_stride, s, s_stride, z, z_stride,
-                               i, n1, n2, n3, count, unit, to, 4 * CHUNK, step)  # fmt: skip
+                               i, n1, n2, n3, count, unit, to, 4 * CHUNK)  # fmt: skip
                     m, to = m + 4, to + 16 * CHUNK
                 if m + 2 <= rows:
                     inner_two(x + m * x_stride, x_stride, w, w_stride, s, s_stride, z, z_stride,
-                              i, n1, n2, n3, count, unit, to, 4 * CHUNK, step)  # fmt: skip
+                              i, n1, n2, n3, count, unit, to, 4 * CHUNK)  # fmt: skip
                     m, to = m + 2, to + 8 * CHUNK
                 if m < rows:
                     inner_one(x + m * x_stride, x_stride, w, w_stride, s, s_stride, z, z_stride,
-                              i, n1, n2, n3, count, unit, to, 4 * CHUNK, step)  # fmt: skip
+                              i, n1, n2, n3, count, unit, to, 4 * CHUNK)  # fmt: skip
             for m in range(rows if split else 0):
                 mend(x + m * x_stride, weights, count, n, here, unit, sums + 4 * CHUNK * m)
             for c in range(0, here, COLUMNS):

@@ -5,6 +5,10 @@ left: the caller itself, and those helpers that come. Helpers volunteer, so the 
 begun; in the end it waits for those that have. A helper that finds nothing to do for a while goes to sleep on a lock,
 and the next large call wakes it.
 
+The items are split into a range for each thread, which it goes through from the front; whoever is done takes what is
+left of the others' ranges from the back. So each reads memory in one long stream, which processors see coming: two
+threads that took turns at parts of 74 KB read 52 G weights of 4 bits a second where 88 are possible.
+
 Why not numba's ``prange``, measured with 2 threads on 2 cores: where the cores are free the two are equal (a kernel of
 28 us alone takes 15 us with ``prange`` on the omp layer and 16 us here). Where other processes want the cores too,
 ``prange`` waits for halves that were dealt out in advance, 7000 us, and the same kernel here takes 28 us at worst, as
@@ -36,7 +40,7 @@ __all__ = ["GRAIN", "crew", "ready", "rows_each", "share"]
 _OWNER = 0  # 1 while a call has the helpers
 _GATE = 128  # how many helpers are at work, and _OPEN while more may come
 _TICKET = 256  # the number of the job
-_NEXT = 384  # the next item that nobody has taken
+_RANGES = 384  # into how many ranges the items are split
 _FUNCTION, _ARGUMENTS, _ITEMS, _GRAIN = 512, 520, 528, 536  # the job
 _STOP = 640  # 1 when helpers are to end
 _LIMIT = 648  # how many helpers may come
@@ -44,8 +48,11 @@ _SLEEPERS = 768  # 1 if some helper may be asleep
 _ASLEEP = 896  # for each helper: 1 while it is asleep
 _LINE = 128
 _MOST = 255  # helpers
+_RANGE = _ASLEEP + _LINE * _MOST  # for each range: the first part that nobody has taken; in the upper half, the end
 
 _OPEN = 1 << 32
+#: the lower half of a range, and one part less at its end
+_FRONT, _BACK = (1 << 32) - 1, 1 << 32
 #: a caller that has waited for its helpers so many times gives its core to others: helpers may need it
 _PATIENCE = 2000
 #: how long a helper looks for work with its core to itself, in seconds; and how often then, giving way to others each
@@ -66,15 +73,21 @@ def rows_each(size: int) -> int:
 
 
 @jit(inner=True)
-def _work(block: int) -> None:
-    """Take items of the job until none is left."""
+def _work(block: int, mine: int) -> None:
+    """Take parts of the job until none is left: of range number *mine* from the front, then of others from the back."""
     job = (atomic.load(block + _FUNCTION), atomic.load(block + _ARGUMENTS))
-    items, grain = atomic.load(block + _ITEMS), atomic.load(block + _GRAIN)
-    while True:
-        first = atomic.add(block + _NEXT, grain)
-        if first >= items:
-            return
-        atomic.call(job, first, min(first + grain, items))
+    items, grain, ranges = atomic.load(block + _ITEMS), atomic.load(block + _GRAIN), atomic.load(block + _RANGES)
+    for i in range(ranges):
+        own = i == 0 and mine < ranges
+        place = block + _RANGE + _LINE * ((mine + i) % ranges)
+        while True:
+            left = atomic.load(place)
+            first, end = left & _FRONT, left >> 32
+            if first >= end:
+                break
+            if atomic.swap_if(place, left, left + 1 if own else left - _BACK):
+                part = first if own else end - 1
+                atomic.call(job, part * grain, min((part + 1) * grain, items))
 
 
 @jit
@@ -101,7 +114,7 @@ def _serve(block: int, index: int, seen: int, spins: int) -> int:
             gate = atomic.load(block + _GATE)
         if gate >= _OPEN:  # counted in: the job cannot change before it is counted out
             if index < atomic.load(block + _LIMIT):
-                _work(block)
+                _work(block, index + 1)
             atomic.add(block + _GATE, -1)
     return -1
 
@@ -118,12 +131,17 @@ def share(crew: int, job: Any, items: int, grain: int) -> None:
         return
     atomic.store(crew + _FUNCTION, job[0])
     atomic.store(crew + _ARGUMENTS, job[1])
+    grain = max(grain, (items >> 30) + 1)  # a part has a number of 31 bits
+    parts = (items + grain - 1) // grain
+    ranges = min(atomic.load(crew + _LIMIT) + 1, parts)
     atomic.store(crew + _ITEMS, items)
     atomic.store(crew + _GRAIN, grain)
-    atomic.store(crew + _NEXT, 0)
+    atomic.store(crew + _RANGES, ranges)
+    for i in range(ranges):
+        atomic.store(crew + _RANGE + _LINE * i, parts * i // ranges + parts * (i + 1) // ranges * _BACK)
     atomic.store(crew + _GATE, _OPEN)
     atomic.add(crew + _TICKET, 1)
-    _work(crew)
+    _work(crew, 0)
     atomic.add(crew + _GATE, -_OPEN)
     waited = 0
     while atomic.load(crew + _GATE) != 0:
@@ -136,7 +154,7 @@ def share(crew: int, job: Any, items: int, grain: int) -> None:
 
 
 def _aligned() -> Any:
-    words: Any = np.zeros((_ASLEEP + _LINE * (_MOST + 1)) // 8 + _LINE // 8, dtype=np.int64)
+    words: Any = np.zeros((_RANGE + _LINE * (_MOST + 1)) // 8 + _LINE // 8, dtype=np.int64)
     return words[-words.ctypes.data % _LINE // 8 :]
 
 
