@@ -11,6 +11,7 @@ from typing import Any
 from triton.runtime import interpreter as tritons
 
 from ferrum_array import Tensor
+from ferrum_ops.kernels.cuda.maps import Map
 
 __all__ = ["interpret"]
 
@@ -61,7 +62,10 @@ tritons._patch_lang_tensor = _with_index
 
 
 def interpret(
-    function: Any, grid: tuple[int, ...], arguments: tuple[Tensor | float | None, ...], constants: dict[str, Any]
+    function: Any,
+    grid: tuple[int, ...],
+    arguments: tuple[Tensor | Map | float | None, ...],
+    constants: dict[str, Any],
 ) -> None:
     """Run a program for each point of the grid, one after another."""
     ready = [_Memory(argument._data) if isinstance(argument, Tensor) else argument for argument in arguments]

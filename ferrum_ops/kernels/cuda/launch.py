@@ -26,7 +26,7 @@ from ferrum_array import Device, Dtype, Tensor
 from ferrum_array.backends.host import raw_dtype
 from ferrum_array.spec import spec_of
 from ferrum_array.tensor import wrap
-from ferrum_ops.kernels.cuda import assembling
+from ferrum_ops.kernels.cuda import assembling, maps
 
 __all__ = ["INTERPRETED", "Kernel", "capability", "empty", "power_of_two", "processors"]
 
@@ -44,6 +44,7 @@ _TYPES: Final = {
     Dtype.F16: "fp16", Dtype.BF16: "bf16", Dtype.F32: "fp32", Dtype.F64: "fp64",
 }  # fmt: skip
 _LETTERS: Final = {"i32": "i", "i64": "q", "fp32": "f"}
+_MAP: Final = "128s"
 _ALIGNMENT: Final = 16  # bytes that one load can take; the compiler asks whether addresses are multiples of it
 _SMALL: Final = range(-(1 << 31), 1 << 31)
 _WITHOUT_ASKING: Final = 48 * 1024  # bytes of shared memory that every kernel may use
@@ -98,6 +99,37 @@ def empty(shape: tuple[int, ...], like: Tensor, dtype: Dtype | None = None) -> T
     return wrap(cupy.ndarray(shape, raw_dtype(spec.dtype)), spec)
 
 
+def _flat(values: list[Any], tiles: tuple[maps.Layout, ...]) -> list[Any]:
+    """The numbers that stand for arguments: a map is followed by shape and steps."""
+    found: list[Any] = []
+    layouts = iter(tiles)
+    for value in values:
+        if type(value) is maps.Map:
+            tensor, shape, steps, _ = value
+            found += (maps.encoded(tensor._data.data.ptr, tensor.dtype, shape, steps, next(layouts)), *shape, *steps)
+        else:
+            found.append(value)
+    return found
+
+
+def _laid_out(kinds: list[Any], ranks: list[int]) -> tuple[struct.Struct, tuple[int, ...]]:
+    """How the numbers of a launch lie in its buffer, and where each of them does; *ranks* are those of the maps."""
+    letters: list[str] = []
+    waiting = iter(ranks)
+    for kind in (kind[0] if isinstance(kind, tuple) else kind for kind in kinds if kind is not None):
+        if isinstance(kind, Dtype):
+            letters.append("P")
+        elif kind in _LETTERS:
+            letters.append(_LETTERS[kind])
+        else:
+            rank = next(waiting)
+            letters += (_MAP, *("i",) * rank, *("q",) * rank)
+    letters += ["P"] * _SCRATCH
+    ends = [struct.calcsize("".join(letters[: i + 1])) for i in range(len(letters))]
+    places = tuple(end - struct.calcsize(letter) for end, letter in zip(ends, letters, strict=True))
+    return struct.Struct("".join(letters)), places
+
+
 @dataclass(frozen=True)
 class _Code:
     """A kernel's machine code on a device, and how its arguments are laid out."""
@@ -107,6 +139,7 @@ class _Code:
     threads: int
     shared: int
     scratch: int  # bytes that each program asks for, for the descriptors of its bulk copies
+    tiles: tuple[maps.Layout, ...]  # of the arguments that are maps
     layout: struct.Struct
     places: tuple[int, ...]
     #: buffers for the arguments of a launch; a thread takes one out for a moment
@@ -146,7 +179,7 @@ class Kernel:
     def __call__(
         self,
         grid: tuple[int, ...],
-        *arguments: Tensor | float | None,
+        *arguments: Tensor | maps.Map | float | None,
         warps: int = 4,
         stages: int = 3,
         **constants: Any,
@@ -165,7 +198,7 @@ class Kernel:
             return
         kind: Any
         kinds: list[Any] = []
-        values: list[float] = []
+        values: list[Any] = []
         device: int | str = -1
         for argument in arguments:
             if type(argument) is Tensor:
@@ -184,6 +217,10 @@ class Kernel:
                 values.append(argument)
             elif argument is None:
                 kinds.append(None)
+            elif type(argument) is maps.Map:
+                device = argument.tensor.device.index
+                kinds.append(maps.kind(argument.tensor.dtype, argument.tile))
+                values.append(argument)
             else:
                 raise TypeError(f"{self.name}: argument {self._names[len(kinds)]!r} is {argument!r}")
         key = (device, warps, stages, *kinds, *constants.values())
@@ -201,12 +238,14 @@ class Kernel:
         grid: tuple[int, ...],
         key: tuple[Any, ...],
         kinds: list[Any],
-        values: list[float],
+        values: list[Any],
         constants: dict[str, Any],
     ) -> None:
         code = self._codes.get(key)
         if code is None:
             code = self._compile(key, kinds, constants)
+        if code.tiles:
+            values = _flat(values, code.tiles)
         x, y, z = (*grid, 1, 1)[:3]
         stream = cupy.cuda.get_current_stream().ptr
         # The pool gives the scratch memory again only to work that comes later on this stream.
@@ -262,17 +301,15 @@ class Kernel:
         function = module.get_function(made.metadata.name)
         if made.metadata.shared > _WITHOUT_ASKING:
             driver.funcSetAttribute(function.ptr, _MAX_DYNAMIC_SHARED, made.metadata.shared)
-        plain = [kind[0] if isinstance(kind, tuple) else kind for kind in kinds if kind is not None]
-        letters = ["P" if isinstance(kind, Dtype) else _LETTERS[kind] for kind in plain] + ["P"] * _SCRATCH
-        places = tuple(
-            struct.calcsize("".join(letters[: i + 1])) - struct.calcsize(letters[i]) for i in range(len(letters))
-        )
+        tiles = tuple(maps.Layout(tuple(x["block_size"]), x["swizzle"]) for x in made.metadata.tensordesc_meta or ())
+        layout, places = _laid_out(kinds, [len(tile.box) for tile in tiles])
         return _Code(
             module,
             function.ptr,
             32 * made.metadata.num_warps,
             made.metadata.shared,
             made.metadata.global_scratch_size,
-            struct.Struct("".join(letters)),
+            tiles,
+            layout,
             places,
         )
