@@ -38,11 +38,8 @@ GRAIN = 8
 _KEYS, _SHORT, _LONG, _EVEN = 80, 32, 256, 4
 #: rows (queries of one head) that share what is read of a key: so many, or all two, or one
 _MANY = LANES // 4
-_VECTORS = 4
 _DOTS, _DOTS_OF_TWO, _DOTS_OF_ONE = dots(_MANY), dots(2), dots(1)
-_SUM, _SUM_LAST = weighted_rows(_MANY, _VECTORS), weighted_rows(_MANY, 1)
-_SUM_OF_TWO, _SUM_LAST_OF_TWO = weighted_rows(2, _VECTORS), weighted_rows(2, 1)
-_SUM_OF_ONE, _SUM_LAST_OF_ONE = weighted_rows(1, _VECTORS), weighted_rows(1, 1)
+_SUM, _SUM_OF_TWO, _SUM_OF_ONE = weighted_rows(_MANY), weighted_rows(2), weighted_rows(1)
 
 #: the column of the plan after those of ``flash``: the key with which the first stretch begins
 KEY_FIRST = 5
@@ -141,27 +138,13 @@ def _sums_of_head(
 ) -> None:
     """Add the values times their weights to the sums."""
     wide = padded(dim)
-    block = _VECTORS * LANES
-    for r in range(0, rows, min(rows, _MANY)):
-        p, to = scores + r * _KEYS, sums + r * wide
-        i = 0
-        while i + block <= dim:
-            if rows == 1:
-                _SUM_OF_ONE(work, p, _KEYS, v, v_first + i, lines, count, work, to + i, wide, LANES)
-            elif rows == 2:
-                _SUM_OF_TWO(work, p, _KEYS, v, v_first + i, lines, count, work, to + i, wide, LANES)
-            else:
-                _SUM(work, p, _KEYS, v, v_first + i, lines, count, work, to + i, wide, LANES)
-            i += block
-        while i < dim:
-            last = min(LANES, dim - i)
-            if rows == 1:
-                _SUM_LAST_OF_ONE(work, p, _KEYS, v, v_first + i, lines, count, work, to + i, wide, last)
-            elif rows == 2:
-                _SUM_LAST_OF_TWO(work, p, _KEYS, v, v_first + i, lines, count, work, to + i, wide, last)
-            else:
-                _SUM_LAST(work, p, _KEYS, v, v_first + i, lines, count, work, to + i, wide, last)
-            i += LANES
+    if rows == 1:
+        _SUM_OF_ONE(work, scores, _KEYS, v, v_first, lines, count, dim, work, sums, wide)
+    elif rows == 2:
+        _SUM_OF_TWO(work, scores, _KEYS, v, v_first, lines, count, dim, work, sums, wide)
+    else:
+        for r in range(0, rows, _MANY):
+            _SUM(work, scores + r * _KEYS, _KEYS, v, v_first, lines, count, dim, work, sums + r * wide, wide)
 
 
 @jit(inner=True)

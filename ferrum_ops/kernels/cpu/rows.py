@@ -125,17 +125,20 @@ def _each_pair(writer: Writer, totals: dict[Any, Any], rows: int, vectors: int, 
                 writer.b.store(changed, place)
 
 
-def weighted_rows(rows: int, vectors: int) -> Any:
-    """``out += weights @ values`` for so many rows of weights and so many vectors of the values, one of them cut short.
+#: vectors of values whose sums stay in registers while keys pass by
+_VECTORS = 4
+
+
+def weighted_rows(rows: int) -> Any:
+    """``out += weights @ values`` for so many rows of weights.
 
     The function takes the weights, their place and the step from row to row; the values, and the place from which rows
-    are counted; the rows, and how many there are; an array, a place and the step from row to row for the sums, whole
-    vectors; and how many numbers the last vector has.
+    are counted; the rows, and how many there are; the dimensions of a value; and an array, a place and the step from
+    row to row for the sums, which are whole vectors.
 
     Of bfloat16 two vectors are read at once, and the sums of numbers in even and in odd places are kept apart: one
     shift or one mask makes float32 of a vector then.
     """
-    cells = [(row, j) for row in range(rows) for j in range(vectors)]
 
     @intrinsic
     def add(
@@ -147,44 +150,57 @@ def weighted_rows(rows: int, vectors: int) -> Any:
         _v: Any,
         lines: Any,
         _count: Any,
+        _dim: Any,
         out: Any,
         _out: Any,
         _out_row: Any,
-        _last: Any,
     ) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
             writer = Writer(context, builder)
             weight0, value0 = writer.place(p, *args[:2]), writer.place(v, *args[3:5])
-            here, target = writer.place(lines, args[5], _I64(0)), writer.place(out, *args[7:9])
-            places = {
-                (row, j): writer.after(writer.after(target, writer.times(args[9], row)), j * LANES) for row, j in cells
-            }
-            totals = {cell: writer.variable(writer.load(places[cell])) for cell in cells}
-            apart = v.dtype == types.uint16 and vectors % 2 == 0
-            if apart:
-                _each_pair(writer, totals, rows, vectors, writer.evens_and_odds)
-            with writer.loop(args[6]) as key:
-                line = _row_of(writer, here, value0, key)
+            here, target = writer.place(lines, args[5], _I64(0)), writer.place(out, *args[8:10])
+
+            def add_up(first: Any, vectors: int, left: Any = None) -> None:
+                """The sums of some vectors from the dimension *first* on, of the last of which only so much is left."""
+                values, sums = writer.after(value0, first), writer.after(target, first)
+                cells = [(row, j) for row in range(rows) for j in range(vectors)]
+                places = {
+                    (row, j): writer.after(writer.after(sums, writer.times(args[10], row)), j * LANES)
+                    for row, j in cells
+                }
+                totals = {cell: writer.variable(writer.load(places[cell])) for cell in cells}
+                apart = v.dtype == types.uint16 and vectors % 2 == 0
                 if apart:
-                    words = [writer.load_pairs(writer.after(line, j * LANES)) for j in range(0, vectors, 2)]
-                    loaded = [numbers for pair in words for numbers in writer.widen_pairs(pair)]
-                else:
-                    loaded = [writer.load(writer.after(line, j * LANES)) for j in range(vectors - 1)]
-                    # a mask costs nothing where processors have them; a single vector may be cut short
-                    last = writer.after(line, (vectors - 1) * LANES)
-                    loaded.append(writer.load(last, args[10] if vectors == 1 else None))
-                for row in range(rows):
-                    factor = writer.broadcast(writer.after(writer.after(weight0, writer.times(args[2], row)), key))
-                    for j in range(vectors):
-                        writer.add_product(totals[row, j], factor, loaded[j])
-            if apart:
-                _each_pair(writer, totals, rows, vectors, writer.in_turns)
-            for cell in cells:
-                writer.store(builder.load(totals[cell]), places[cell])
+                    _each_pair(writer, totals, rows, vectors, writer.evens_and_odds)
+                with writer.loop(args[6]) as key:
+                    line = _row_of(writer, here, values, key)
+                    if apart:
+                        words = [writer.load_pairs(writer.after(line, j * LANES)) for j in range(0, vectors, 2)]
+                        loaded = [numbers for pair in words for numbers in writer.widen_pairs(pair)]
+                    else:
+                        loaded = [writer.load(writer.after(line, j * LANES), left) for j in range(vectors)]
+                    for row in range(rows):
+                        factor = writer.broadcast(writer.after(writer.after(weight0, writer.times(args[2], row)), key))
+                        for j in range(vectors):
+                            writer.add_product(totals[row, j], factor, loaded[j])
+                if apart:
+                    _each_pair(writer, totals, rows, vectors, writer.in_turns)
+                for cell in cells:
+                    writer.store(builder.load(totals[cell]), places[cell])
+
+            dim, together = args[7], _VECTORS * LANES
+            whole = builder.sdiv(dim, _I64(together))
+            with writer.loop(whole) as i:
+                add_up(writer.times(i, together), _VECTORS)
+            done = writer.times(whole, together)
+            left = builder.sub(dim, done)
+            with writer.loop(builder.sdiv(builder.add(left, _I64(LANES - 1)), _I64(LANES))) as i:
+                first = writer.times(i, LANES)  # one at a time; a mask costs nothing where processors have them
+                add_up(builder.add(done, first), 1, builder.sub(left, first))
             return context.get_dummy_value()
 
         i = types.intp
-        return types.void(p, i, i, v, i, lines, i, out, i, i, i), generate
+        return types.void(p, i, i, v, i, lines, i, i, out, i, i), generate
 
     return add
 
