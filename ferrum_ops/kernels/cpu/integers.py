@@ -2,11 +2,12 @@
 
 What packs them for many rows is in ``integer_panels``.
 
-Weights are read as ``IntScheme`` stores them, 64 bytes at a time, four rows side by side; what comes after them is
-asked for ahead, which makes 31 G weights of 4 bits a second 46. (Four rows far apart, each a stream of its own, need no
-asking, but reach those 31. bfloat16 are read so, see ``microkernels``: asking makes them slower.) Inputs are arranged
-for that once, by ``as_records`` in ``inputs``: in vectors as they meet those 64 bytes, one block after
-another, and behind all blocks two vectors for each piece, which is a group of numbers or a block of several.
+Weights are read as ``IntScheme`` stores them, 64 bytes at a time, of four rows at once. Of 8 bits the four lie far
+apart, so that memory is read in four long streams: see ``microkernels``. Of 4 bits they lie side by side, and what
+comes after them is asked for ahead: 46 G weights a second with one thread where four streams give 31. (8 bits are
+slower so, up to a third where inputs have 8 bits too.) Inputs are arranged for that once, by ``as_records`` in
+``inputs``: in vectors as they meet those 64 bytes, one block after another, and behind all blocks two vectors for each
+piece, which is a group of numbers or a block of several.
 
 Of 4 bits, the lane of 32 bits number l of 64 bytes holds the numbers 8 l to 8 l + 7, and every way of multiplying them
 below leaves their sum in lane l; of 8 bits, 4 l to 4 l + 3. So a vector of scales, each repeated for the lanes of its
@@ -82,6 +83,11 @@ class Format(NamedTuple):
     def inputs(self) -> int:
         """How many vectors the inputs of a block are."""
         return self.block * {"int8": 1, "bf16": 2, "f32": 4}[self.kind] // VECTOR
+
+    @property
+    def near(self) -> bool:
+        """Whether the rows of weights that are read at once lie side by side."""
+        return self.bits == 4
 
     @property
     def split(self) -> bool:
@@ -260,10 +266,9 @@ def inner_integers(form: Format, rows: int, one_part: bool = False) -> Any:
     """The products of so many rows of inputs with four rows of integers with scales.
 
     The function takes (records of x, their stride, values, stride, scales, stride, zeros, stride, four row numbers,
-    count, blocks of a piece, out, stride of out). *count* numbers are multiplied; ``out`` gets a float32 for each pair:
-    rows of inputs lie a stride apart, those of weights side by side. Rows of weights should follow each other. Where
-    groups are blocks or more, a piece is a group of whole blocks, but that what a row of one group has beyond whole
-    blocks is a piece too.
+    count, blocks of a piece, out, stride of out, step of out). *count* numbers are multiplied; ``out`` gets a float32
+    for each pair: rows of inputs lie a stride apart, those of weights a step. Where groups are blocks or more, a piece
+    is a group of whole blocks, but that what a row of one group has beyond whole blocks is a piece too.
 
     Args:
         form: what is multiplied.
@@ -276,7 +281,7 @@ def inner_integers(form: Format, rows: int, one_part: bool = False) -> Any:
     def tile(
         code: Code, x: Value, x_stride: Value, values: Value, value_stride: Value, scales: Value, scale_stride: Value,
         zeros: Value, zero_stride: Value, n0: Value, n1: Value, n2: Value, n3: Value, count: Value, unit: Value,
-        out: Value, out_stride: Value,
+        out: Value, out_stride: Value, out_step: Value,
     ) -> None:  # fmt: skip
         of_values, of_scales, of_zeros = (
             [code.at(address, code.b.mul(stride, n)) for n in (n0, n1, n2, n3)]
@@ -294,7 +299,8 @@ def inner_integers(form: Format, rows: int, one_part: bool = False) -> Any:
             ]
 
         def raw(j: int, b: Value) -> Value:
-            code.prefetch(code.at(of_values[0], code.times(b, 4 * VECTOR), form.bits * _AHEAD // 8 + VECTOR * j))
+            if form.near:
+                code.prefetch(code.at(of_values[0], code.times(b, 4 * VECTOR), form.bits * _AHEAD // 8 + VECTOR * j))
             return code.load(code.at(of_values[j], code.times(b, VECTOR)), BYTES)
 
         whole = code.b.udiv(count, I64(form.block))
@@ -330,6 +336,7 @@ def inner_integers(form: Format, rows: int, one_part: bool = False) -> Any:
                 block.alone(sums, some, whole, last, scale, offset)
         for j, sums in enumerate(totals):
             for i, total in enumerate(sums):
-                code.store(code.total(code.b.load(total)), code.at(out, code.times(out_stride, i), 4 * j))
+                place = code.at(out, code.times(out_stride, i), code.times(out_step, j))
+                code.store(code.total(code.b.load(total)), place)
 
     return tile

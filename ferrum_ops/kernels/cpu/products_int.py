@@ -27,7 +27,7 @@ _unit = jit(blocks_of_piece)
 def few_integers(form: Format) -> Callable[..., None]:
     """Chunks of 128 columns for few rows, whose inputs are records."""
     inner_four, inner_two, inner_one = (inner_integers(form, rows) for rows in (4, 2, 1))
-    split, block = form.split, form.block
+    split, block, near = form.split, form.block, form.near
     inner_whole = inner_integers(form, 1, one_part=True) if split else inner_one
 
     @jit(variant=form, inner=True)
@@ -36,11 +36,13 @@ def few_integers(form: Format) -> Callable[..., None]:
         set_apart()
         if any_nan(sums, here):
             w, w_stride, s, s_stride, z, z_stride, _ = weights
-            last = n + here - 1
-            for i in range(n, n + here, 4):
-                n1, n2, n3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
+            quarter, last = (here + 3) // 4, n + here - 1
+            apart = 1 if near else quarter
+            for i in range(quarter):
+                n0 = n + (4 * i if near else i)
+                n1, n2, n3 = min(n0 + apart, last), min(n0 + 2 * apart, last), min(n0 + 3 * apart, last)
                 inner_whole(x, 0, w, w_stride, s, s_stride, z, z_stride,
-                            i, n1, n2, n3, count, unit, sums + 4 * (i - n), 0)  # fmt: skip
+                            n0, n1, n2, n3, count, unit, sums + 4 * (n0 - n), 0, 4 * apart)  # fmt: skip
 
     @jit(variant=form)
     def few(inputs: Numbers, weights: Numbers, output: Numbers, sizes: Numbers, first: int, end: int) -> None:
@@ -50,21 +52,24 @@ def few_integers(form: Format) -> Callable[..., None]:
         sums, unit = _few_sums(), _unit(group, count, block)
         for n in range(first * CHUNK, min(end * CHUNK, columns), CHUNK):
             here = min(CHUNK, columns - n)
-            last = n + here - 1
-            for i in range(n, n + here, 4):
-                n1, n2, n3 = min(i + 1, last), min(i + 2, last), min(i + 3, last)
-                m, to = 0, sums + 4 * (i - n)
+            quarter, last = (here + 3) // 4, n + here - 1
+            apart = 1 if near else quarter
+            step = 4 * apart
+            for i in range(quarter):
+                n0 = n + (4 * i if near else i)
+                n1, n2, n3 = min(n0 + apart, last), min(n0 + 2 * apart, last), min(n0 + 3 * apart, last)
+                m, to = 0, sums + 4 * (n0 - n)
                 while m + 4 <= rows:
                     inner_four(x + m * x_stride, x_stride, w, w_stride, s, s_stride, z, z_stride,
-                               i, n1, n2, n3, count, unit, to, 4 * CHUNK)  # fmt: skip
+                               n0, n1, n2, n3, count, unit, to, 4 * CHUNK, step)  # fmt: skip
                     m, to = m + 4, to + 16 * CHUNK
                 if m + 2 <= rows:
                     inner_two(x + m * x_stride, x_stride, w, w_stride, s, s_stride, z, z_stride,
-                              i, n1, n2, n3, count, unit, to, 4 * CHUNK)  # fmt: skip
+                              n0, n1, n2, n3, count, unit, to, 4 * CHUNK, step)  # fmt: skip
                     m, to = m + 2, to + 8 * CHUNK
                 if m < rows:
                     inner_one(x + m * x_stride, x_stride, w, w_stride, s, s_stride, z, z_stride,
-                              i, n1, n2, n3, count, unit, to, 4 * CHUNK)  # fmt: skip
+                              n0, n1, n2, n3, count, unit, to, 4 * CHUNK, step)  # fmt: skip
             for m in range(rows if split else 0):
                 mend(x + m * x_stride, weights, count, n, here, unit, sums + 4 * CHUNK * m)
             for c in range(0, here, COLUMNS):
