@@ -5,6 +5,9 @@ numbers and sums below the least normal one, 2**-126, as 0, and adds two product
 where they lie; nothing is kept between calls but where that is. Where N is large and there are few inputs, the time is
 that of reading the weights.
 
+Scales meet sums: where inputs times integers leave the range of float32, from about 2**113 on, a result may be infinite
+though weights times inputs would not be.
+
 =======================  ====================  ===================  ====================================
 weights                  inputs                few rows (up to 15)  more rows
 =======================  ====================  ===================  ====================================
