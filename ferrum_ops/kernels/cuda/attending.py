@@ -9,8 +9,10 @@ from typing import Final, NamedTuple
 import ferrum_array as fa
 from ferrum_array import Device, Dtype, Tensor
 from ferrum_array.tensor import wrap
+from ferrum_ops.kernels.cuda import assembling
 from ferrum_ops.kernels.cuda.launch import INTERPRETED, Kernel, capability, empty, power_of_two, processors
 from ferrum_ops.kernels.cuda.layouts import in_order
+from ferrum_ops.kernels.cuda.maps import Map
 from ferrum_ops.kernels.cuda.source import prefill as source
 from ferrum_ops.tiled import AttentionOptions
 from ferrum_ops.types import SequenceMeta
@@ -31,8 +33,8 @@ _PACKED: Final = 64
 _COLUMNS: Final = 64
 #: what a descriptor asks of addresses and steps, in bytes
 _ALIGNED: Final = 16
-#: queries of a block of the kernel for Hopper
-_BLOCK: Final = 128
+#: queries of a group of warps of the kernel for Hopper
+_ROWS: Final = 64
 #: bytes of keys and values that are to stay in the second cache while blocks of queries pass over them
 _CACHED: Final = 40 << 20
 
@@ -47,12 +49,18 @@ class Config(NamedTuple):
 
 
 class HopperConfig(NamedTuple):
-    """How the kernel for Hopper is compiled: keys of a tile, and the constants that its source explains."""
+    """How the kernel for Hopper is compiled: keys of a tile, and the constants that its source explains.
+
+    Of the tiles of a block, each of *parts* consumers leaves out those that it does not see, unless they take *turns*:
+    so that at most *stages* tiles may differ.
+    """
 
     keys: int
     stages: int
     slots: int
+    turns: bool
     shared: bool
+    parts: int
 
 
 class _Laid(NamedTuple):
@@ -154,7 +162,7 @@ def _attend(
         None if options.sinks is None else in_order(_narrow(options.sinks)),
     )
     if _fits_hopper(call):
-        _on_hopper(call, _HOPPER[dim])
+        _on_hopper(call, _hopper_config(call))
     else:
         _general(call)
     return out
@@ -199,8 +207,8 @@ def _laid(x: Tensor) -> _Laid:
 def _bulk(x: _Laid) -> bool:
     """Whether descriptors can stand for parts of the tensor."""
     data = x.tensor._data
-    steps = [step * data.itemsize for step in x[1:]]
-    if not data.size or any(step % _ALIGNED or step <= 0 for step in steps):
+    _, batch, token, head = x
+    if not data.size or (batch | token | head) * data.itemsize % _ALIGNED or batch <= 0 or token <= 0 or head <= 0:
         return False
     return INTERPRETED or data.data.ptr % _ALIGNED == 0
 
@@ -289,52 +297,96 @@ def _general(call: _Call) -> None:
 def _hopper_kernel() -> Kernel:
     from ferrum_ops.kernels.cuda.source import prefill_hopper
 
-    return Kernel(prefill_hopper.attention, aligned=_STEPS)
+    return Kernel(prefill_hopper.attention)
 
 
-#: head dimensions, of values too, for which there is a kernel
-_HOPPER: Final = {
-    64: HopperConfig(128, 2, 2, shared=False),
-    128: HopperConfig(128, 2, 2, shared=False),
-    256: HopperConfig(64, 2, 1, shared=True),
-}
+def _hopper_config(call: _Call) -> HopperConfig:
+    """The fastest that were found on an H200."""
+    wide, causal = max(call.dim, call.value_dim), call.causal
+    if wide > 128:
+        return HopperConfig(64, 2, 1, turns=True, shared=call.dim > 128 and call.value_dim > 128, parts=2)
+    if wide > 64:
+        return HopperConfig(128, 2, 2, turns=True, shared=False, parts=2)
+    # Three consumers have registers for the plain kind; of the queries that they share, the last block may lack many.
+    if call.queries >= 1280 and call.meta is None and call.numbers[1:] == (None, None):
+        if call.keys >= (4096 if causal else 2048):
+            return HopperConfig(128, 2, 2, turns=True, shared=False, parts=3)
+        if causal:
+            return HopperConfig(64, 4, 2, turns=False, shared=False, parts=3)
+    if causal and call.keys < 2048:
+        return HopperConfig(64, 4, 2, turns=False, shared=False, parts=2)
+    return HopperConfig(128, 2, 2, turns=causal, shared=False, parts=2)
 
 
 def _fits_hopper(call: _Call) -> bool:
-    """Whether a call is of the plain kind, long, and lies as copies in bulk ask for."""
+    """Whether a call is long, without a bias, and lies as copies in bulk ask for; and the assembler is sound."""
     return (
-        call.dim == call.value_dim
-        and call.dim in _HOPPER
-        and call.numbers[1:] == (None, None)
-        and call.bias is None
-        and call.meta is None
-        and call.sums is None
-        and call.sinks is None
+        call.bias is None
         and call.keys > _FEW
         and call.queries * call.group > _PACKED
         and call.out.dtype is not fa.float32
-        and call.queries * call.heads * call.value_dim < 1 << 31  # a step that the kernel works out in 32 bits
+        and not call.value_dim * call.out._data.itemsize % _ALIGNED
         and capability(call.out.device) == 90
+        and assembling.sound()
         and all(map(_bulk, (call.q, call.k, call.v)))
     )
 
 
+def _blocks(meta: SequenceMeta, rows: int, causal: bool, device: Device) -> Tensor:
+    """[blocks, 5]: a block of a sequence, its queries and keys, as the kernel says; those that see most come first."""
+    key = ("attention blocks", rows, causal, device)
+    found: Tensor | None = meta.notes.get(key)
+    if found is None:
+        lines = []
+        begin = 0
+        for first, queries, keys in zip(meta.cu_seqlens, meta.lengths, meta.key_lengths, strict=False):
+            for block in range(-(-queries // rows)):
+                seen = min(keys, (block + 1) * rows + keys - queries) if causal else keys
+                lines.append((-seen, block, first, queries, begin, keys))
+            begin += keys
+        found = fa.asarray([line[1:] for line in sorted(lines)], dtype=fa.int32, device=device)
+        meta.notes[key] = found
+    return found
+
+
 def _on_hopper(call: _Call, config: HopperConfig) -> None:
-    blocks = -(-call.queries // _BLOCK)
-    units = call.batches * call.heads
-    shares = -(-(call.keys * 4 * call.dim * units // call.group) // _CACHED)
+    batches, queries, keys, heads = call.batches, call.queries, call.keys, call.heads
+    rows = _ROWS * config.parts
+    blocks, units, table = -(-queries // rows), batches * heads, None
+    dims = max(64, power_of_two(call.dim)), max(64, power_of_two(call.value_dim))
+    shares = -(-(keys * sum(dims) * 2 * units // call.group) // _CACHED)
+    if call.meta is not None:
+        table = _blocks(call.meta, rows, call.causal, call.out.device)
+        batches, queries, keys = 1, call.q.tensor._data.shape[0], call.k.tensor._data.shape[0]
+        blocks, units = 1, table._data.shape[0] * heads
+    line = heads * call.value_dim
     _hopper_kernel()(
         (min(processors(call.out.device), blocks * units),),
-        *(call.q.tensor, call.k.tensor, call.v.tensor, call.out),
-        *(call.batches, call.queries, call.keys, call.heads, blocks, blocks * units, units),
+        _map(call.q, (batches, queries, heads, call.dim), _ROWS, dims[0]),
+        _map(call.k, (batches, keys, heads // call.group, call.dim), config.keys, dims[0]),
+        _map(call.v, (batches, keys, heads // call.group, call.value_dim), config.keys, dims[1]),
+        _map(
+            _Laid(call.out, queries * line, line, call.value_dim),
+            (batches, queries, heads, call.value_dim),
+            _ROWS,
+            dims[1],
+        ),
+        *(call.out, call.sums, call.sinks, table, queries, keys, heads, blocks, units),
         -(-units // shares // call.group) * call.group,
-        *(*call.q[1:], *call.k[1:], *call.v[1:], call.numbers[0]),
+        *call.numbers,
         GROUP=call.group,
-        D=call.dim,
-        DV=call.value_dim,
+        HEAD=call.dim,
+        VALUE=call.value_dim,
         BN=config.keys,
         STAGES=config.stages,
         SLOTS=config.slots,
         CAUSAL=call.causal,
+        TURNS=config.turns,
         SHARED=config.shared,
+        PARTS=config.parts,
     )
+
+
+def _map(x: _Laid, shape: tuple[int, ...], rows: int, columns: int) -> Map:
+    """The tensor [batches, T, H, D] in tiles of so many rows of one head."""
+    return Map(x.tensor, shape, (x.batch, x.token, x.head, 1), (1, rows, 1, columns))

@@ -106,7 +106,7 @@ def _flat(values: list[Any], tiles: tuple[maps.Layout, ...]) -> list[Any]:
     for value in values:
         if type(value) is maps.Map:
             tensor, shape, steps, _ = value
-            found += (maps.encoded(tensor._data.data.ptr, tensor.dtype, shape, steps, next(layouts)), *shape, *steps)
+            found += maps.numbers(tensor._data.data.ptr, tensor._spec.dtype, shape, steps, next(layouts))
         else:
             found.append(value)
     return found
@@ -218,8 +218,9 @@ class Kernel:
             elif argument is None:
                 kinds.append(None)
             elif type(argument) is maps.Map:
-                device = argument.tensor.device.index
-                kinds.append(maps.kind(argument.tensor.dtype, argument.tile))
+                spec = argument.tensor._spec
+                device = spec.device.index
+                kinds.append(maps.kind(spec.dtype, argument.tile))
                 values.append(argument)
             else:
                 raise TypeError(f"{self.name}: argument {self._names[len(kinds)]!r} is {argument!r}")

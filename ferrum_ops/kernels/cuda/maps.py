@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from ferrum_array import Dtype, Tensor
 
-__all__ = ["Layout", "Map", "encoded", "kind"]
+__all__ = ["Layout", "Map", "kind", "numbers"]
 
 #: the driver's numbers of dtypes
 _NUMBERS: Final = {Dtype.U8: 0, Dtype.I32: 3, Dtype.F16: 6, Dtype.F32: 7, Dtype.BF16: 9}
@@ -54,8 +54,10 @@ def _driver() -> Any:
 
 
 @lru_cache(maxsize=4096)
-def encoded(address: int, dtype: Dtype, shape: tuple[int, ...], steps: tuple[int, ...], layout: Layout) -> bytes:
-    """The map of a tensor; steps are in elements, and the last is 1."""
+def numbers(
+    address: int, dtype: Dtype, shape: tuple[int, ...], steps: tuple[int, ...], layout: Layout
+) -> tuple[bytes | int, ...]:
+    """What a launch passes for a map: itself, the shape, and the steps, which are in elements, the last of them 1."""
     rank = len(shape)
     memory = ctypes.create_string_buffer(2 * _BYTES)
     start = -ctypes.addressof(memory) % _BYTES
@@ -73,4 +75,4 @@ def encoded(address: int, dtype: Dtype, shape: tuple[int, ...], steps: tuple[int
             f"the CUDA driver makes no map of a tensor of {dtype} with shape {shape} and steps {steps} at address "
             f"{address}, in tiles of {layout.box}: error {failed}"
         )
-    return memory.raw[start : start + _BYTES]
+    return memory.raw[start : start + _BYTES], *shape, *steps

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+import re
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -27,12 +28,15 @@ from unittest import mock
 import numpy as np
 
 from ferrum_array import Tensor
+from ferrum_ops.kernels.cuda.maps import Map
 
 __all__ = ["Program", "stand_in"]
 
 
 class Array(np.ndarray[Any, Any]):
     """A tensor of the language."""
+
+    type = SimpleNamespace(layout=None)
 
     def to(self, dtype: Any) -> Any:
         return self.astype(dtype)
@@ -41,6 +45,16 @@ class Array(np.ndarray[Any, Any]):
 def _array(values: Any) -> Any:
     found = np.asarray(values)
     return found.view(Array) if found.ndim else found.item()
+
+
+class _Pointer:
+    """An address in a tensor, or several."""
+
+    def __init__(self, array: Any, at: Any = 0) -> None:
+        self.array, self.at, self.dtype = array, at, SimpleNamespace(element_ty=array.dtype)
+
+    def __add__(self, steps: Any) -> _Pointer:
+        return _Pointer(self.array, self.at + np.asarray(steps))
 
 
 class _StoppedError(Exception):
@@ -141,6 +155,10 @@ class _Shared:
     def __init__(self, values: Any, groups: _Groups) -> None:
         self.values, self._groups, self.dtype = values, groups, values.dtype
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.values.shape)
+
     def index(self, place: int) -> Any:
         assert 0 <= place < len(self.values)
         found = self.values[place]
@@ -152,6 +170,13 @@ class _Shared:
 
     def permute(self, axes: Sequence[int]) -> _Shared:
         return _Shared(self.values.transpose(axes), self._groups)
+
+    def slice(self, start: int, length: int, axis: int) -> _Shared:
+        assert 0 <= start <= start + length <= self.values.shape[axis]
+        return _Shared(self.values[(slice(None),) * axis + (slice(start, start + length),)], self._groups)
+
+    def load(self, _: Any) -> Any:
+        return _array(self.values.copy())
 
     def store(self, values: Any) -> None:
         assert values.shape == self.values.shape
@@ -183,7 +208,8 @@ class _Descriptor:
         assert all(step > 0 and step * size % 16 == 0 for step in steps[:-1]), steps
         low, high = np.lib.array_utils.byte_bounds(array)
         assert (sum((n - 1) * step for n, step in zip(shape, steps, strict=True)) + 1) * size <= high - low
-        self.block = block
+        self.block = self.block_shape = block
+        self.dtype, self.layout = array.dtype, None
         self.whole = np.lib.stride_tricks.as_strided(array, tuple(shape), [step * size for step in steps])
 
     def part(self, start: Sequence[int]) -> tuple[Any, tuple[slice, ...]]:
@@ -196,11 +222,11 @@ class _Descriptor:
 class _Language:
     """What a program calls."""
 
-    float32, int64 = np.dtype(np.float32), np.dtype(np.int64)
+    float32, int32, int64 = np.dtype(np.float32), np.dtype(np.int32), np.dtype(np.int64)
     static_range = range
 
     def __init__(self) -> None:
-        self.program, self.programs, self.groups = 0, 1, _Groups(0)
+        self.begin(0, 1, 0)
         self.NVMMASharedLayout = SimpleNamespace(get_default_for=lambda *_: None)
         self.mbarrier = SimpleNamespace(
             MBarrierLayout=lambda: None,
@@ -210,15 +236,17 @@ class _Language:
             wait=self._wait,
         )
         self.tma = SimpleNamespace(
-            make_tensor_descriptor=lambda pointer, shape, steps, block, _: _Descriptor(
-                pointer.array, shape, steps, block
-            ),
             async_copy_global_to_shared=self._copy_in,
             async_copy_shared_to_global=self._copy_out,
             store_wait=self._store_wait,
         )
 
+    def begin(self, program: int, programs: int, seed: int) -> None:
+        self.program, self.programs, self.groups = program, programs, _Groups(seed)
+        self.named: dict[int, _Barrier] = {}
+
     # layouts do not matter
+    def BlockedLayout(self, *_: Any) -> None: ...
     def SliceLayout(self, *_: Any) -> None: ...
     def NVMMADistributedLayout(self, *_: Any) -> None: ...
 
@@ -256,14 +284,26 @@ class _Language:
         kind = np.result_type(*(x for x in (a, b) if isinstance(x, np.ndarray)))
         return _array(np.where(condition, a, b).astype(kind))
 
+    def cast(self, x: Any, kind: Any) -> Any:
+        return _array(np.asarray(x).astype(kind))
+
+    def to_tensor(self, x: Any) -> Any:
+        return x
+
     def minimum(self, a: Any, b: Any) -> Any:
         return _array(np.minimum(a, b))
 
     def maximum(self, a: Any, b: Any) -> Any:
         return _array(np.maximum(a, b))
 
+    def abs(self, x: Any) -> Any:
+        return np.abs(x)
+
     def exp2(self, x: Any) -> Any:
         return np.exp2(x)
+
+    def log2(self, x: Any) -> Any:
+        return np.log2(x)
 
     def max(self, x: Any, axis: int) -> Any:
         return x.max(axis=axis)
@@ -280,6 +320,26 @@ class _Language:
             return _Shared(barriers, self.groups)
         poison = np.frombuffer(b"\xff" * int(np.prod(shape)) * kind.itemsize, kind)
         return _Shared(poison.reshape(shape).copy(), self.groups)
+
+    def load(self, source: _Pointer) -> Any:
+        found = source.array.reshape(-1)[source.at]
+        return _array(found)
+
+    def store(self, to: _Pointer, values: Any, mask: Any) -> None:
+        places, numbers, chosen = np.broadcast_arrays(to.at, values, mask)
+        to.array.reshape(-1)[places[chosen]] = numbers[chosen]
+
+    def inline_asm_elementwise(self, text: str, _: str, names: Sequence[Any], **_options: Any) -> None:
+        """Arrive at a barrier of two groups that has a number, and wait there for the other or go on."""
+        found = re.search(r"bar[.](sync|arrive) [$]1, 256;", text)
+        assert found is not None, text
+        (name,) = set(names[0].tolist())
+        barrier = self.named.setdefault(name, _Barrier())
+        if not barrier.count:
+            barrier.init(2)
+        phase = barrier.phase
+        barrier.arrive(1)
+        self.groups.wait(lambda: found[1] == "arrive" or barrier.phase != phase)
 
     def _arrive(self, barrier: _Barrier, count: int) -> None:
         barrier.arrive(count)
@@ -326,6 +386,8 @@ class _Language:
         held = [x.held() for x in (a, b) if isinstance(x, _Shared)]
         left = a.values if isinstance(a, _Shared) else a
         assert left.dtype == b.dtype
+        if isinstance(total, _Product):  # that may still be on its way
+            total = total.value
         assert total.shape == (left.shape[0], b.values.shape[1])
         product = np.einsum("ik,kj->ij", left.astype(np.float32), b.values.astype(np.float32))  # begins no threads
         self.groups.own.products.append(_Product(_array(product + total if use_acc else product), held))
@@ -361,19 +423,24 @@ class Program:
         """Run a program for each point of the grid, one after another."""
         self.launches += 1
         ready = [
-            SimpleNamespace(array=x._data, dtype=SimpleNamespace(element_ty=x._data.dtype))
+            _Pointer(x._data)
             if isinstance(x, Tensor)
+            else _Descriptor(x.tensor._data, x.shape, x.steps, x.tile)
+            if isinstance(x, Map)
             else x
             for x in arguments
         ]
         for place in range(grid[0]):
-            language = self._language
-            language.program, language.programs, language.groups = place, grid[0], _Groups(self.seed + place)
+            self._language.begin(place, grid[0], self.seed + place)
             self._function(*ready, **constants)
 
 
-def stand_in(path: Path, name: str) -> Program:
-    """The kernel *name* of the file, which imports Gluon, as a program on NumPy."""
+def stand_in(path: Path, name: str, parts: Sequence[str] = ()) -> Program:
+    """The kernel *name* of the file, which imports Gluon, as a program on NumPy.
+
+    Args:
+        parts: modules beside the file that it imports, each after those that it imports itself.
+    """
     language = _Language()
     gluon = SimpleNamespace(jit=lambda function: function, language=language)
     names: dict[str, Any] = {
@@ -381,10 +448,16 @@ def stand_in(path: Path, name: str) -> Program:
         "triton.experimental.gluon": gluon,
         "triton.experimental.gluon.language.nvidia.hopper": language,
     }
+    with mock.patch.dict(sys.modules, names):
+        for part in parts:
+            sys.modules[f"ferrum_ops.kernels.cuda.source.{part}"] = _executed(path.with_name(f"{part}.py"))
+        return Program(getattr(_executed(path), name), language)
+
+
+def _executed(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location("stand_in_" + path.stem, path)
     assert spec is not None
     assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    with mock.patch.dict(sys.modules, names):
-        spec.loader.exec_module(module)
-    return Program(getattr(module, name), language)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -18,7 +18,7 @@ _PRELUDE = """
 import json, re
 import ferrum_array as fa
 from ferrum_array import Tensor
-from ferrum_ops.kernels.cuda import launch
+from ferrum_ops.kernels.cuda import launch, maps
 from tests.ops.interpreted.machine_code import disassembled, unset
 from triton.backends.compiler import GPUTarget
 
@@ -30,19 +30,24 @@ def compile_instead(self, grid, *arguments, warps=4, stages=3, **constants):
     for place, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
             kinds.append(argument.dtype)
+        elif isinstance(argument, maps.Map):
+            kinds.append(maps.kind(argument.tensor.dtype, argument.tile))
         elif isinstance(argument, int):
             kinds.append(("i32",) if argument % 16 == 0 and place in self._watched else "i32")
         else:
             kinds.append("fp32" if isinstance(argument, float) else None)
     made = self.compiled(90, warps, stages, kinds, constants)
     ptx = made.asm["ptx"]
+    sass = disassembled(made.asm["cubin"]) if LOOKED_AT else None
     print(json.dumps({
         "name": self.name,
         "shared": made.metadata.shared,
         "moves": len(re.findall(r"(?:ld|st)[.]global", ptx)),
         "wide": len(re.findall(r"(?:ld|st)[.]global[^;]*[.]v4[.]b32", ptx)),
+        "bulk": "wgmma.mma_async" in ptx and "cp.async.bulk.tensor" in ptx,
         "local": ".local" in ptx,
-        "unset": unset(disassembled(made.asm["cubin"])) if LOOKED_AT else None,
+        "spilled": None if sass is None else sass.count(" STL"),
+        "unset": None if sass is None else unset(sass),
     }))
 
 launch.Kernel.__call__ = compile_instead
@@ -59,7 +64,9 @@ class Made:
         shared: bytes of shared memory.
         moves: how many loads and stores of the GPU's memory it has.
         wide: how many of them move 16 bytes.
-        local: whether it keeps numbers in memory for lack of registers.
+        bulk: whether it copies in bulk, and multiplies with the tensor cores of Hopper.
+        local: whether it keeps numbers in memory that have no place in registers.
+        spilled: how many stores there are for lack of registers; None if it is not looked at.
         unset: its instructions that read uniform registers which nothing has set; None if it is not looked at.
     """
 
@@ -67,7 +74,9 @@ class Made:
     shared: int
     moves: int
     wide: int
+    bulk: bool
     local: bool
+    spilled: int | None
     unset: list[str] | None
 
 

@@ -32,26 +32,26 @@ class Driver:
 def driver(monkeypatch: pytest.MonkeyPatch) -> Driver:
     found = Driver()
     monkeypatch.setattr(maps, "_driver", lambda: found)
-    maps.encoded.cache_clear()
+    maps.numbers.cache_clear()
     return found
 
 
 def test_the_driver_counts_axes_from_the_last_and_steps_in_bytes(driver: Driver) -> None:
     args = 4096, fa.bfloat16, (2, 300, 8, 64), (153600, 512, 64, 1), Layout((1, 128, 1, 64), 3)
-    assert maps.encoded(*args) == bytes(range(128))
+    assert maps.numbers(*args) == (bytes(range(128)), 2, 300, 8, 64, 153600, 512, 64, 1)
     assert driver.asked == [
         (9, 4, 4096, [64, 8, 300, 2], [128, 1024, 307200], [64, 1, 128, 1], [1, 1, 1, 1], 0, 3, 2, 0)
     ]
-    assert maps.encoded(*args) == bytes(range(128))
+    assert maps.numbers(*args) == (bytes(range(128)), 2, 300, 8, 64, 153600, 512, 64, 1)
     assert len(driver.asked) == 1  # it is asked once
-    maps.encoded(8192, *args[1:])
+    maps.numbers(8192, *args[1:])
     assert len(driver.asked) == 2
 
 
 def test_a_refusal_says_what_was_asked(driver: Driver) -> None:
     driver.error = 1
     with pytest.raises(RuntimeError, match=r"no map of a tensor of float16 with shape \(3, 8\) and steps \(9, 1\).*1$"):
-        maps.encoded(64, fa.float16, (3, 8), (9, 1), Layout((2, 8), 0))
+        maps.numbers(64, fa.float16, (3, 8), (9, 1), Layout((2, 8), 0))
 
 
 def test_a_launch_passes_a_map_with_its_shape_and_steps(driver: Driver) -> None:
@@ -61,7 +61,7 @@ def test_a_launch_passes_a_map_with_its_shape_and_steps(driver: Driver) -> None:
         data = type("Data", (), {"ptr": 640})
 
     class Stored:
-        _data, dtype = At, x.dtype
+        _data, _spec = At, x._spec
 
     seen = Map(Stored, (4, 8), (8, 1), (2, 8))  # which stands for a tensor on a device
     flat = launch._flat([7, seen, 0.5], (Layout((2, 8), 1),))
