@@ -185,18 +185,3 @@ def test_halves_that_lie_askew_are_copied_for_descriptors() -> None:
 def test_long_heads_are_refused() -> None:
     x = fa.zeros((1, 1, 257), device="cpu")
     assert attending.refuses(x, x, x, None, None, AttentionOptions(1.0)) == "takes heads of up to 256, not 257+257"
-
-
-def test_a_bias_of_more_numbers_than_an_int32_counts() -> None:
-    """The last of nine heads begins 2**31 numbers after the first: address space that is set aside, and hardly used."""
-    heads, step = 9, 1 << 28
-    memory = np.zeros((heads, step), np.float16)
-    memory[:, :32] = noise(1, heads, 32)
-    bias = fa.asarray(memory[:, :32].reshape(heads, 2, 16) if False else _cut(memory), copy=False, device="cpu")
-    assert bias.shape == (heads, 2, 16)
-    q, k, v = (fa.asarray(noise(n, rows, heads, 16), dtype="f16", device="cpu") for n, rows in ((2, 2), (3, 16), (4, 16)))
-    options = AttentionOptions(scale=0.25, causal=False, window=None, softcap=None, sinks=None)
-    out, sums = attended(q, k, v, bias, None, Config(16, 16, 4, 1), options)
-    expected, logs = exact_attention(wide(q), wide(k), wide(v), bias=wide(bias), **exact_options(options))
-    check(out, expected, fa.float16, WITHIN[fa.float16])
-    level(sums, logs)
