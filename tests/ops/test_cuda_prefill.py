@@ -125,10 +125,12 @@ def test_packed_sequences_do_not_meet(own_keys: bool, options: dict[str, Any]) -
     assert fa.all(fa.isnan(again[before:]))
 
 
-def test_runs_do_not_differ() -> None:
+@pytest.mark.parametrize(("tokens", "dim"), [(2000, 128), (1100, 64), (2000, 64), (4200, 64), (700, 256)])
+def test_runs_do_not_differ(tokens: int, dim: int) -> None:
     """Copies and products that run at once must not meet: a hundred runs with the same bits."""
-    q, k, v = (make(noise(s, 1, 2000, 4, 128), fa.bfloat16, fa.Device(CUDA))[0] for s in range(3))
+    (q, q64), (k, k64), (v, v64) = (make(noise(s, 1, tokens, 2, dim), fa.bfloat16, fa.Device(CUDA)) for s in range(3))
     first = attention(q, k, v)
+    check(first[0], exact(q64[0], k64[0], v64[0])[0], fa.bfloat16, WITHIN[fa.bfloat16])
     assert all(bool(fa.all(attention(q, k, v) == first)) for _ in range(100))
 
 

@@ -79,7 +79,6 @@ def seen_by(row, low, high, queries, keys, BN: gl.constexpr, CAUSAL: gl.constexp
     own = high
     if CAUSAL:
         own = gl.minimum(high, gl.maximum(gl.cdiv(gl.maximum(row + ROWS + keys - queries, 0), BN), low + 1))
-        own = gl.where(row < queries, own, high)
     return own
 
 
