@@ -108,8 +108,8 @@ def attention(
     if block * BM < queries * PACK:
         shared = (head // GROUP).to(tl.int64)
         d = tl.arange(0, BD)
-        own = head + row % PACK
-        q_at = q + q_from + query.to(tl.int64) * q_token + own.to(tl.int64) * q_head
+        own = (head + row % PACK).to(tl.int64)
+        q_at = q + q_from + query.to(tl.int64) * q_token + own * q_head
         x = tl.load(q_at[:, None] + d[None, :], mask=inside[:, None] & (d < DIM)[None, :], other=0.0)
         k_first = k + k_from + shared * k_head
         v_first = v + v_from + shared * v_head
@@ -121,7 +121,7 @@ def attention(
             y, z = k_first, v_first
         bias_at = None
         if bias is not None:
-            bias_at = (bias + batch * bias_batch + own.to(tl.int64) * bias_head + query.to(tl.int64) * bias_query)[:, None]
+            bias_at = (bias + batch * bias_batch + own * bias_head + query.to(tl.int64) * bias_query)[:, None]
         if sinks is None:
             top = tl.full([BM], float("-inf"), tl.float32)
             total = tl.zeros([BM], tl.float32)
