@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 import ferrum_array as fa
-from ferrum_ops import grouped_linear, linear, moe_ffn, moe_route
+from ferrum_ops import grouped_linear, linear, moe_ffn, moe_route, quantize
 from tests.array.oracle import wide
 from tests.ops.oracle import Array, distance, make, noise
 
 pytestmark = pytest.mark.cuda
 
 if any(device.kind == "cuda" for device in fa.devices()):
+    from ferrum_ops.kernels.cuda import moe
     from ferrum_ops.kernels.cuda import moe_products as products
     from ferrum_ops.kernels.cuda.moe_products import Bulk, Gate, Product, Sorted, stack_of
 
@@ -108,3 +109,29 @@ def test_ids_of_no_expert_make_tokens_nan(device: fa.Device) -> None:
         ids[1], ids[2, 0] = (8, 0), -1
         got = moe_ffn(x, w13, w2, fa.asarray(ids, device=device), fa.ones((tokens, 2), device=device))
         assert np.isnan(wide(got)).all(axis=1).tolist() == [False, True, True] + [False] * (tokens - 3)
+
+
+@pytest.mark.parametrize("scheme", [None, "int4-g128", "int4-g32-bf16", "int8-g128", "mxfp4"])
+@pytest.mark.parametrize("tokens", [1, 4])
+def test_launches_that_come_early_read_what_is_written_for_them(
+    device: fa.Device, scheme: str | None, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many calls one after another, each of other rows, against the same with launches that wait for each other."""
+    experts, size, inner = 9, 2048, 256
+    made = [
+        make(noise(seed, experts, n, k) / k**0.5, fa.bfloat16, device)[0]
+        for seed, n, k in ((1, 2 * inner, size), (2, size, inner))
+    ]
+    w13, w2 = made if scheme is None else (quantize(w, scheme) for w in made)
+    rows = [make(noise(10 + i, tokens, size), fa.bfloat16, device)[0] for i in range(12)]
+    rng = np.random.default_rng(3)
+    ids = [fa.asarray(np.argsort(rng.random((tokens, experts)), axis=1)[:, :8].copy(), device=device) for _ in rows]
+    share, _ = make(noise(4, tokens, 8), fa.float32, device)
+    with monkeypatch.context() as patch:
+        patch.setattr(moe, "chains", lambda x: False)
+        patch.setattr(products, "chains", lambda x: False)
+        want = [wide(moe_ffn(x, w13, w2, chosen, share)) for x, chosen in zip(rows, ids, strict=True)]
+    for _ in range(5):
+        got = [moe_ffn(x, w13, w2, chosen, share) for x, chosen in zip(rows, ids, strict=True)]
+        for one, other in zip(got, want, strict=True):
+            assert distance(wide(one), other) < CLOSE[fa.bfloat16]

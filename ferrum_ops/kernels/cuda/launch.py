@@ -28,7 +28,7 @@ from ferrum_array.spec import spec_of
 from ferrum_array.tensor import wrap
 from ferrum_ops.kernels.cuda import assembling, maps
 
-__all__ = ["INTERPRETED", "Kernel", "capability", "empty", "power_of_two", "processors"]
+__all__ = ["INTERPRETED", "Kernel", "capability", "chains", "empty", "power_of_two", "processors"]
 
 #: whether kernels run in Triton's interpreter
 INTERPRETED: Final = bool(triton.knobs.runtime.interpret)
@@ -67,6 +67,11 @@ def processors(device: Device) -> int:
 def capability(device: Device) -> int:
     """The compute capability of the device, such as 90 for Hopper; 0 in the interpreter."""
     return 0 if INTERPRETED else int(cupy.cuda.Device(device.index).compute_capability)
+
+
+def chains(x: Tensor) -> bool:
+    """Whether the device of *x* has launches that come early."""
+    return capability(x._spec.device) >= 90
 
 
 class _Thread(local):
@@ -152,6 +157,39 @@ class _Code:
         return memory, pointers, ctypes.addressof(pointers)
 
 
+class _Attribute(ctypes.Structure):
+    """The driver's CUlaunchAttribute."""
+
+    _fields_ = (("id", ctypes.c_uint), ("padding", ctypes.c_uint), ("value", ctypes.c_uint64 * 8))
+
+
+class _Configuration(ctypes.Structure):
+    """The driver's CUlaunchConfig."""
+
+    _fields_ = (
+        *((name, ctypes.c_uint) for name in ("x", "y", "z", "threads_x", "threads_y", "threads_z", "shared")),
+        ("stream", ctypes.c_void_p), ("attributes", ctypes.POINTER(_Attribute)), ("count", ctypes.c_uint),
+    )  # fmt: skip
+
+
+_EARLY: Final = _Attribute(6, 0, (ctypes.c_uint64 * 8)(1))  # CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+
+@cache
+def _launcher() -> Any:
+    function = ctypes.CDLL("libcuda.so.1").cuLaunchKernelEx
+    function.argtypes = [ctypes.POINTER(_Configuration), ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+    return function
+
+
+def _launch_early(code: _Code, grid: tuple[int, ...], stream: int, arguments: int) -> None:
+    """Launch a kernel whose programs may start before the launch before it is done."""
+    asked = _Configuration(*grid, code.threads, 1, 1, code.shared, stream, ctypes.pointer(_EARLY), 1)
+    failed = _launcher()(ctypes.byref(asked), code.function, arguments, None)
+    if failed:
+        raise RuntimeError(f"the CUDA driver does not launch {grid} programs of {code.threads} threads: error {failed}")
+
+
 @final
 class Kernel:
     """A Triton function that is launched on tensors.
@@ -182,12 +220,16 @@ class Kernel:
         *arguments: Tensor | maps.Map | float | None,
         warps: int = 4,
         stages: int = 3,
+        registers: int = 0,
+        early: bool = False,
         **constants: Any,
     ) -> None:
         """Run a program for each point of the grid; a grid without points is no launch.
 
         Tensors are passed by address: shapes and strides, in elements, are arguments like others. None stands for an
-        operand that is absent: the function sees the constant None.
+        operand that is absent: the function sees the constant None. *registers* is how many a thread may have, 0 for
+        as many as the compiler likes. *early*: programs may start when those of the launch before have all signalled,
+        and wait themselves before they read what it writes, and before they write.
         """
         if 0 in grid:
             return
@@ -224,15 +266,15 @@ class Kernel:
                 values.append(argument)
             else:
                 raise TypeError(f"{self.name}: argument {self._names[len(kinds)]!r} is {argument!r}")
-        key = (device, warps, stages, *kinds, *constants.values())
+        key = (device, warps, stages, registers, *kinds, *constants.values())
         if not _thread.ready:
             runtime.setDevice(runtime.getDevice())
             _thread.ready = True
         if _elsewhere(device):
             with cupy.cuda.Device(device):
-                self._launch(grid, key, kinds, values, constants)
+                self._launch(grid, key, kinds, values, constants, early)
         else:
-            self._launch(grid, key, kinds, values, constants)
+            self._launch(grid, key, kinds, values, constants, early)
 
     def _launch(
         self,
@@ -241,6 +283,7 @@ class Kernel:
         kinds: list[Any],
         values: list[Any],
         constants: dict[str, Any],
+        early: bool,
     ) -> None:
         code = self._codes.get(key)
         if code is None:
@@ -256,18 +299,25 @@ class Kernel:
         except IndexError:
             buffer = code.buffer()
         code.layout.pack_into(buffer[0], 0, *values, 0 if scratch is None else scratch.ptr, 0)
-        driver.launchKernel(code.function, x, y, z, code.threads, 1, 1, code.shared, stream, buffer[2], 0)
+        if early:
+            _launch_early(code, (x, y, z), stream, buffer[2])
+        else:
+            driver.launchKernel(code.function, x, y, z, code.threads, 1, 1, code.shared, stream, buffer[2], 0)
         code.free.append(buffer)
 
     def _compile(self, key: tuple[Any, ...], kinds: list[Any], constants: dict[str, Any]) -> _Code:
         with self._lock:
             if key not in self._codes:
-                device, warps, stages = key[:3]
+                device, warps, stages, registers = key[:4]
                 capability = int(cupy.cuda.Device(device).compute_capability)
-                self._codes[key] = self._load(self.compiled(capability, warps, stages, kinds, constants), kinds)
+                self._codes[key] = self._load(
+                    self.compiled(capability, warps, stages, kinds, constants, registers), kinds
+                )
             return self._codes[key]
 
-    def compiled(self, capability: int, warps: int, stages: int, kinds: list[Any], constants: dict[str, Any]) -> Any:
+    def compiled(
+        self, capability: int, warps: int, stages: int, kinds: list[Any], constants: dict[str, Any], registers: int = 0
+    ) -> Any:
         """What Triton makes of the function for these kinds of arguments; *capability* is 90 for a Hopper GPU."""
         names = self._names
         expected = names[len(kinds) :]
@@ -293,7 +343,7 @@ class Kernel:
 
             form = GluonASTSource
         source = form(fn=self._function, signature=signature, constexprs=fixed, attrs=attributes)
-        options = {"num_warps": warps, "num_stages": stages}
+        options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers or None}
         return triton.compile(source, target=assembling.target(capability), options=options)
 
     def _load(self, made: Any, kinds: list[Any]) -> _Code:

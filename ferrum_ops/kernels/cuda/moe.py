@@ -14,7 +14,7 @@ from typing import Final
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.kernels.cuda.gemm import address, form_of
-from ferrum_ops.kernels.cuda.launch import empty
+from ferrum_ops.kernels.cuda.launch import chains, empty
 from ferrum_ops.kernels.cuda.layouts import in_order
 from ferrum_ops.kernels.cuda.moe_products import (
     FEW,
@@ -30,6 +30,7 @@ from ferrum_ops.kernels.cuda.moe_products import (
     bulk_refuses,
     down,
     few,
+    fours,
     many,
     some,
     stack_of,
@@ -109,53 +110,60 @@ def _of_sorted(product: Product, where: Sorted) -> Tensor:
     return many(product, where, _cut(given, w.experts, w.form, product.gate is not None))
 
 
-# Of weights without zero points, by form and words of which a thread reads 16 bytes, for rows in bfloat16: ways that
-# were faster than the general ones.
+# Of weights without zero points, by form, words that a thread reads together, and whether each thread has scales of its
+# own, for rows in bfloat16: ways that were faster than the general ones.
 
-#: first products of up to 8 choices, and of up to 32
+#: first products of up to 8 choices, of up to 16, and of up to 32
 _FIRST: Final = {
-    ("int4", 4): (Pass(1, 2, 2, 1, True), Pass(2, 2, 2, 1, True)),
-    ("mxfp4", 4): (Pass(1, 2, 2, 1, True), Pass(2, 2, 1, 1, True)),
-    ("int8", 4): (Pass(2, 4, 1, 1, True), Pass(2, 4, 1, 1, True)),
-    ("int4", 1): (Pass(2, 4, 2), Pass(2, 4, 1, 1, True)),
+    ("int4", 4, False): (Pass(1, 2, 4, 1, True), Pass(2, 2, 2, 1, True), Pass(2, 2, 2, 1, True)),
+    ("int4", 4, True): (Pass(1, 2, 2, 1, True), Pass(1, 2, 2, 1, True), Pass(2, 4, 1, 1, True)),
+    ("int4", 1, False): (Pass(2, 4, 2), Pass(2, 4, 1, 1, True), Pass(2, 4, 1, 1, True)),
+    ("mxfp4", 4, True): (Pass(1, 2, 2, 1, True), Pass(2, 2, 1, 1, True), Pass(1, 2, 4)),
+    ("int8", 4, False): (Pass(2, 4, 1, 1, True), Pass(2, 4, 1, 1, True), Pass(2, 4, 1, 1, True)),
 }
+_MANY_EACH: Final = Pass(2, 1, 1, 1, True, 128)
 #: products of sorted rows where K is long, and where it is not: of up to 4 of an expert on average, and of more
 _SORTED: Final = {
-    ("int4", 4): ((Pass(4, 2, 1), Pass(2, 1, 1, 1, True)), (Pass(2, 1, 1, 1, True), Pass(2, 1, 1, 1, True))),
-    ("mxfp4", 4): ((Pass(1, 2, 1), Pass(2, 1, 1, 1, True)), (Pass(2, 1, 2), Pass(2, 1, 1, 1, True))),
-    ("int8", 4): ((Pass(1, 2, 1), Pass(2, 2, 2, 1, True)), (Pass(1, 2, 1), Pass(2, 1, 1, 1, True))),
-    ("int4", 1): ((Pass(2, 4, 1, 1, True), Pass(2, 1, 1, 1, True)), (Pass(2, 2, 2, 1, True), Pass(2, 1, 1, 1, True))),
+    ("int4", 4, False): ((Pass(2, 2, 2, 1, False, 128), _MANY_EACH), (Pass(2, 1, 2, 1, False, 128), _MANY_EACH)),
+    ("int4", 4, True): ((Pass(2, 1, 1, 1, True), _MANY_EACH), (Pass(2, 1, 1, 1, True), _MANY_EACH)),
+    ("int4", 1, False): ((Pass(2, 4, 1, 1, True), _MANY_EACH), (Pass(2, 2, 2, 1, True), _MANY_EACH)),
+    ("mxfp4", 4, True): ((Pass(2, 2, 1, 1, False, 96), _MANY_EACH), (Pass(2, 1, 2), _MANY_EACH)),
+    ("int8", 4, False): ((Pass(2, 2, 2, 1, False, 128), Pass(2, 2, 1, 1, True, 128)), (Pass(1, 2, 1), _MANY_EACH)),
 }
-#: second products and sums of up to 16 choices, and of up to 32; 8 of a token, which have a warp each
+#: second products and sums of as many choices; 8 of a token, which have a warp each
 _DOWN: Final = {
-    ("int4", 4): (Pass(1, 8, 2), Pass(2, 8, 1)),
-    ("mxfp4", 4): (Pass(1, 8, 2), Pass(2, 8, 1)),
-    ("int8", 4): (Pass(1, 8, 2, 1, True), Pass(1, 8, 1)),
-    ("int4", 1): (Pass(1, 8, 4, 1, True), Pass(2, 8, 2)),
+    ("int4", 4, False): (Pass(1, 8, 2), Pass(1, 8, 2), Pass(2, 8, 1)),
+    ("int4", 4, True): (Pass(1, 8, 2, 1, True), Pass(1, 8, 2, 1, True), Pass(1, 8, 2, 1, True)),
+    ("int4", 1, False): (Pass(1, 8, 8, 1, True), Pass(1, 8, 4, 1, True), Pass(1, 8, 4, 1, True)),
+    ("mxfp4", 4, True): (Pass(1, 8, 2, 1, True), Pass(1, 8, 2), Pass(2, 8, 1)),
+    ("int8", 4, False): (Pass(1, 8, 4, 1, True), Pass(1, 8, 2, 1, True), Pass(1, 8, 1)),
 }
 
 
-def _kind(product: Product) -> tuple[str, int] | None:
+def _place(choices: int) -> int:
+    """Where in the tables of few choices a number of them is."""
+    return (choices > 8) + (choices > 16)
+
+
+def _kind(product: Product) -> tuple[str, int, bool] | None:
     """The key of the tables, or None for what they do not have."""
-    w = product.w
+    w = fours(product).w
     if product.x.dtype not in _TIMED or w.zeros is not None or not w.per or w.form == "dense":
         return None
-    if w.form == "mxfp4":
-        return ("mxfp4", 4) if w.size % 128 == 0 else None
-    return w.form, w.unit // (16 if w.form == "int8" else 32)
+    return w.form, w.unit // (16 if w.form == "int8" else 32), w.per < 0
 
 
 def _pass(product: Product, where: Sorted | Listed) -> Pass:
     """How quantised weights are read once, by programs that look up their rows or are told them."""
-    w = product.w
-    words = 4 if w.form == "mxfp4" else w.unit // (16 if w.form == "int8" else 32)
+    w = fours(product).w
+    words = w.unit // (16 if w.form == "int8" else 32)
     more = 4 // words  # units of which a thread reads 16 bytes
     kind = _kind(product)
     if isinstance(where, Listed):
         if w.size < _DEEP:
             return Pass(1, 2, more)
-        one, several = _FIRST.get(kind, (None, None)) if kind else (None, None)
-        return (one if where.ids._data.size <= 8 else several) or Pass(2, 4, 2 * more)
+        found = _FIRST.get(kind) if kind else None
+        return found[_place(where.ids._data.size)] if found else Pass(2, 4, 2 * more)
     known = _SORTED.get(kind) if kind else None
     if known:
         return known[w.size < _DEEP][where.given > 4 * w.experts]
@@ -168,7 +176,7 @@ def _together(product: Product, k: int, choices: int) -> Pass | None:
     """How the second product of few tokens is cut that gives weighted sums; None: combining them after it is better."""
     kind = _kind(product)
     cuts = _DOWN.get(kind) if kind and k == 8 and product.w.size < _DEEP else None
-    return cuts[choices > 16] if cuts else None
+    return cuts[_place(choices)] if cuts else None
 
 
 def _of_listed(product: Product, where: Listed) -> Tensor:
@@ -235,11 +243,14 @@ def moe_ffn(
     first = Product(x, _stack(w13, x, given), b13, inner, gate)
     second = _stack(w2, x, given)
     if _listed(choices, experts, first.w.form == second.form == "dense"):
+        chain = chains(x)
         product = Product(_of_listed(first, Listed(ids, k)), second, b2, columns, None)
         cut = _together(product, k, choices)
         if cut is not None:
-            return down(product, ids, w, cut)
-        return combined(_of_listed(product, Listed(ids, 1)), None, w, ids=ids, experts=experts)
+            return down(product, ids, w, cut, chain)
+        chain = chain and second.form == "dense"
+        y = _of_listed(product, Listed(ids, 1, chain))
+        return combined(y, None, w, ids=ids, experts=experts, chained=chain)
     plan = plan_of(ids, experts)
     h = _of_sorted(first, Sorted(plan.order, plan.offsets, choices, k))
     y = _of_sorted(Product(h, second, b2, columns, None), Sorted(None, plan.offsets, choices, 1))

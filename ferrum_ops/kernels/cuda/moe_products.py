@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.kernels.cuda.gemm import address, form_of, widened
-from ferrum_ops.kernels.cuda.launch import Kernel, empty, power_of_two, processors
+from ferrum_ops.kernels.cuda.launch import Kernel, chains, empty, power_of_two, processors
 from ferrum_ops.kernels.cuda.layouts import in_order, rows
 from ferrum_ops.kernels.cuda.source import moe as source
 from ferrum_ops.kernels.cuda.source import moe_bulk, moe_few
@@ -22,7 +22,7 @@ from ferrum_ops.quant.tensor import QuantTensor
 
 __all__ = [
     "FEW", "WIDE", "Bulk", "Cut", "Gate", "Listed", "Pass", "Product", "Sorted", "Stack", "bulk", "bulk_refuses",
-    "down", "few", "many", "some", "stack_of", "widened_stack",
+    "down", "few", "fours", "many", "some", "stack_of", "widened_stack",
 ]  # fmt: skip
 
 #: dtypes in which all 4-bit floats with their scales are exact
@@ -90,6 +90,7 @@ class Pass(NamedTuple):
         chunks: 32 numbers of dense weights, or units of others, that each warp takes at once.
         stages: loads that are under way.
         ahead: whether weights are loaded while those before them are multiplied.
+        registers: that a thread may have; 0: as many as the compiler likes.
     """
 
     tiles: int
@@ -97,6 +98,7 @@ class Pass(NamedTuple):
     chunks: int
     stages: int = 1
     ahead: bool = False
+    registers: int = 0
 
 
 class Gate(NamedTuple):
@@ -146,10 +148,14 @@ class Sorted(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """The experts [...] of choices, k of which share a row of x; results lie in their order."""
+    """The experts [...] of choices, k of which share a row of x; results lie in their order.
+
+    *chained*: the launch before signals that the product may come, which is of dense weights.
+    """
 
     ids: Tensor
     k: int
+    chained: bool = False
 
 
 def stack_of(w: Tensor | QuantTensor) -> Stack:
@@ -242,11 +248,19 @@ def bulk(product: Product, where: Sorted, cut: Bulk) -> Tensor:
     return out
 
 
-def _fours(product: Product) -> Product:
-    """The same with units of four groups of 4-bit floats, where there are so many and the dtype holds their scales."""
+def _rounds(product: Product) -> bool:
+    """Whether weights times their scales are rounded as they would be if they were made before."""
+    x, scales = product.x, product.w.scales
+    return x.dtype in WIDE and scales is not None and scales.dtype is x.dtype
+
+
+def fours(product: Product) -> Product:
+    """The same with units of four groups of 32 numbers of 4 bits, where there are so many and the dtype allows it."""
     w = product.w
     if w.form == "mxfp4" and w.size % 128 == 0 and product.x.dtype in WIDE:
-        return product._replace(w=w._replace(unit=128, per=0))
+        return product._replace(w=w._replace(unit=128, per=-1))
+    if w.form == "int4" and w.unit == 32 and w.per == 1 and w.size % 128 == 0 and _rounds(product):
+        return product._replace(w=w._replace(unit=128, per=-1))
     return product
 
 
@@ -268,7 +282,7 @@ def _looked_up(choices: int) -> int:
 
 def few(product: Product, where: Sorted | Listed, cut: Pass) -> Tensor:
     """Up to a few rows of each expert, sorted or not; weights go straight to registers."""
-    product = _fours(product)
+    product = fours(product)
     x, x_step = rows(product.x)
     w, columns = product.w, product.columns
     kind, *numbers = product.gate or (None, None, None, None)
@@ -282,15 +296,20 @@ def few(product: Product, where: Sorted | Listed, cut: Pass) -> Tensor:
     _FEW(
         (-(-columns // width), slots), x, *_operands(product), ids, order, offsets, out, given, columns,
         w.size // w.unit, x_step, *w.steps, where.k, w.experts, *numbers, 1, warps=cut.warps, stages=cut.stages,
-        ACT=kind, CHOICES=_looked_up(0 if ids is None else given), EACH=w.experts < given,
+        registers=cut.registers, ACT=kind,
+        CHOICES=_looked_up(0 if ids is None else given), EACH=w.experts < given,
         HIGH=1 if given <= 4 * w.experts else 2, **_constants(w, cut, False),
+        CHAIN=offsets is None and chains(x),
     )  # fmt: skip
     return out
 
 
-def down(product: Product, ids: Tensor, weights: Tensor, cut: Pass) -> Tensor:
-    """The weighted sums [..., columns] of what the experts of each token give; x has a row for each choice."""
-    product = _fours(product)
+def down(product: Product, ids: Tensor, weights: Tensor, cut: Pass, chained: bool = False) -> Tensor:
+    """The weighted sums [..., columns] of what the experts of each token give; x has a row for each choice.
+
+    *chained*: the launch before signals that this one may come.
+    """
+    product = fours(product)
     x, x_step = rows(product.x)
     w, columns = product.w, product.columns
     *lead, k = ids._data.shape
@@ -298,7 +317,7 @@ def down(product: Product, ids: Tensor, weights: Tensor, cut: Pass) -> Tensor:
     _DOWN(
         (-(-columns // (16 * cut.tiles)), math.prod(lead)), x, *_operands(product), ids, weights, out, columns,
         w.size // w.unit, x_step, *w.steps, k, w.experts, 1, warps=cut.warps, stages=cut.stages,
-        **_constants(w, cut, True),
+        registers=cut.registers, early=chained, **_constants(w, cut, True), CHAIN=chained,
     )  # fmt: skip
     return out
 
@@ -313,8 +332,9 @@ def some(product: Product, where: Listed, cut: Cut) -> Tensor:
     kind, *numbers = product.gate or (None, None, None, None)
     _SOME(
         (-(-columns // cut.columns), min(given, w.experts)), x, values, bias, ids, out, given, columns, w.size, x_step,
-        *w.steps[:2], where.k, w.experts, *numbers, 1, warps=cut.warps, stages=cut.stages, ACT=kind,
+        *w.steps[:2], where.k, w.experts, *numbers, 1, warps=cut.warps, stages=cut.stages,
+        early=where.chained, ACT=kind,
         CHOICES=_looked_up(given), EACH=w.experts < given, BM=cut.rows, BN=cut.columns, BK=cut.depth,
-        BULK=cut.bulk and _by_descriptor(w), EVEN=w.size % cut.depth == 0,
+        BULK=cut.bulk and _by_descriptor(w), EVEN=w.size % cut.depth == 0, CHAIN=chains(x), WAIT=where.chained,
     )  # fmt: skip
     return out

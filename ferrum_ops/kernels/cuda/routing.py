@@ -148,9 +148,12 @@ def moe_combine(y: Tensor, plan: RoutePlan, w: Tensor, residual: Tensor | None) 
 
 def combined(
     y: Tensor, inverse: Tensor | None, w: Tensor, residual: Tensor | None = None, ids: Tensor | None = None,
-    experts: int = 0,
+    experts: int = 0, chained: bool = False,
 ) -> Tensor:  # fmt: skip
-    """``moe_combine``; without *inverse* row c of *y* is that of choice c. With *ids*, choices of no expert are NaN."""
+    """``moe_combine``; without *inverse* row c of *y* is that of choice c. With *ids*, choices of no expert are NaN.
+
+    *chained*: the launch before signals that this one may come.
+    """
     *lead, k = w._data.shape
     size: int = y._data.shape[-1]
     out = empty((*lead, size), y)
@@ -165,6 +168,7 @@ def combined(
         _COMBINE(
             (-(-tokens // at_once), -(-size // block)), y, None if inverse is None else in_order(inverse), in_order(w),
             residual, out, tokens, y._data.shape[0], k, size, step, residual_step, experts,
-            None if ids is None else in_order(ids), warps=4 if block * at_once >= 512 else 2, ROWS=at_once, BLOCK=block,
+            None if ids is None else in_order(ids), warps=4 if block * at_once >= 512 else 2, early=chained,
+            ROWS=at_once, BLOCK=block, WAIT=chained,
         )  # fmt: skip
     return out

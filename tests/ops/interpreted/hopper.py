@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 if ORDINARY:
     launch.assembling.target = lambda capability: GPUTarget("cuda", capability, 32)
 
-def compile_instead(self, grid, *arguments, warps=4, stages=3, **constants):
+def compile_instead(self, grid, *arguments, warps=4, stages=3, registers=0, early=False, **constants):
     kinds = []
     for place, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
@@ -36,7 +36,7 @@ def compile_instead(self, grid, *arguments, warps=4, stages=3, **constants):
             kinds.append(("i32",) if argument % 16 == 0 and place in self._watched else "i32")
         else:
             kinds.append("fp32" if isinstance(argument, float) else None)
-    made = self.compiled(90, warps, stages, kinds, constants)
+    made = self.compiled(90, warps, stages, kinds, constants, registers)
     ptx = made.asm["ptx"]
     sass = disassembled(made.asm["cubin"]) if LOOKED_AT else None
     print(json.dumps({
@@ -46,11 +46,13 @@ def compile_instead(self, grid, *arguments, warps=4, stages=3, **constants):
         "wide": len(re.findall(r"(?:ld|st)[.]global[^;]*[.]v4[.]b32", ptx)),
         "bulk": "wgmma.mma_async" in ptx and "cp.async.bulk.tensor" in ptx,
         "local": ".local" in ptx,
+        "waits": "griddepcontrol.wait" in ptx,
         "spilled": None if sass is None else sass.count(" STL"),
         "unset": None if sass is None else unset(sass),
     }))
 
 launch.Kernel.__call__ = compile_instead
+launch.capability = lambda device: 90
 launch.empty = lambda shape, like, dtype=None: fa.empty(shape, dtype=dtype or like.dtype, device=like.device)
 """
 
@@ -66,6 +68,7 @@ class Made:
         wide: how many of them move 16 bytes.
         bulk: whether it copies in bulk, and multiplies with the tensor cores of Hopper.
         local: whether it keeps numbers in memory that have no place in registers.
+        waits: whether it waits for the launch before, which may not be done when it starts.
         spilled: how many stores there are for lack of registers; None if it is not looked at.
         unset: its instructions that read uniform registers which nothing has set; None if it is not looked at.
     """
@@ -76,6 +79,7 @@ class Made:
     wide: int
     bulk: bool
     local: bool
+    waits: bool
     spilled: int | None
     unset: list[str] | None
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import struct
 import subprocess
 import sys
 import textwrap
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ferrum_array as fa
+from ferrum_ops.kernels.cuda import launch
 from ferrum_ops.kernels.cuda.launch import INTERPRETED, Kernel, empty, power_of_two
 from tests.ops.interpreted import scaling
 
@@ -42,6 +46,26 @@ def test_empty_has_the_dtype_that_is_asked_for() -> None:
     assert empty((1,), like, fa.int32).dtype is fa.int32
 
 
+def test_launches_that_come_early_ask_the_driver_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def driver(configuration: Any, function: int, arguments: int, extra: None) -> int:
+        it = configuration._obj
+        one = it.attributes[0]
+        asked.append((it.x, it.y, it.z, it.threads_x, it.threads_y, it.threads_z, it.shared, it.stream, it.count))
+        asked.append((one.id, one.value[0], function, arguments, extra))
+        return 1 if it.x > 7 else 0
+
+    monkeypatch.setattr(launch, "_launcher", lambda: driver)
+    code = launch._Code(None, 99, 128, 4096, 0, (), struct.Struct(""), ())
+    launch._launch_early(code, (7, 5, 3), 11, 13)
+    assert asked == [(7, 5, 3, 128, 1, 1, 4096, 11, 1), (6, 1, 99, 13, None)]
+    assert ctypes.sizeof(launch._Attribute) == 72
+    assert launch._Configuration.stream.offset == 32
+    with pytest.raises(RuntimeError, match=r"does not launch \(8, 1, 1\) programs of 128 threads: error 1"):
+        launch._launch_early(code, (8, 1, 1), 11, 13)
+
+
 def _compiling(program: str) -> str:
     """What a process prints in which kernels are compiled, not interpreted."""
     code = "import ferrum_array as fa\nfrom ferrum_ops.kernels.cuda.launch import Kernel\n" + textwrap.dedent(program)
@@ -58,6 +82,9 @@ def test_kernels_compile_for_a_gpu_that_is_not_there_and_without_torch(tmp_path:
         from tests.ops.interpreted import scaling
         kernel = Kernel(scaling.scaled, aligned=("size",))
         made = kernel.compiled(90, 4, 3, [fa.bfloat16, None, fa.bfloat16, "i32", "fp32"], dict(BLOCK=1024))
+        few = kernel.compiled(90, 4, 3, [fa.bfloat16, None, fa.bfloat16, "i32", "fp32"], dict(BLOCK=1024), 24)
+        assert ".maxnreg 24" in few.asm["ptx"]
+        assert ".maxnreg" not in made.asm["ptx"]
         print(len(made.asm["cubin"]) > 0, "torch" in sys.modules, "cupy" in sys.modules)
         aligned, not_aligned = (
             kernel.compiled(90, 4, 3, [x, None, x, ("i32",), "fp32"], dict(BLOCK=1024)).asm["ptx"]

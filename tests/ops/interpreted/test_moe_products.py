@@ -82,12 +82,17 @@ def test_gates_of_sorted_rows(scheme: str | None, cut: Cut) -> None:
     assert distance(wide(got), gate / (1.0 + np.exp(-1.5 * gate)) * (up + 1.0)) < CLOSE
 
 
-@pytest.mark.parametrize("scheme", ["int4-g32", "int4-g64-asym", "int4", "int8-g64-asym", "int8-g32", "mxfp4", "wide"])
+FORMS = ("int4-g32", "int4-g64-asym", "int4", "int8-g64-asym", "int8-g32", "mxfp4")
+#: where rows are in a dtype that has what comes of these scales
+WIDE = ("wide mxfp4", "wide int4-g32-f16", "wide int4-g32-asym-f16")
+
+
+@pytest.mark.parametrize("scheme", [*FORMS, *WIDE])
 @pytest.mark.parametrize("cut", [Pass(1, 2, 1), Pass(2, 1, 2), Pass(1, 2, 1, 1, True)])
 def test_few_rows_with_quantised_weights(scheme: str, cut: Pass) -> None:
     """Sorted rows, of which an expert has more than a pass takes, and rows that are not sorted: the same."""
     experts, columns, size, k = 3, 19, 256, 2
-    w, w64 = weights(1, (experts, columns, size), "mxfp4" if scheme == "wide" else scheme)
+    w, w64 = weights(1, (experts, columns, size), scheme.removeprefix("wide "))
     x, x64 = lying(2, (9, size), fa.float16, "columns")
     chosen = np.where(np.arange(18) < 3, 2, np.where(np.arange(18) == 9, 1, 0)).reshape(9, k)
     ids = fa.asarray(chosen, device="cpu")
@@ -95,16 +100,33 @@ def test_few_rows_with_quantised_weights(scheme: str, cut: Pass) -> None:
     product = Product(x, stack_of(w), None, columns, None)
     want = np.einsum("tjnk,tk->tjn", w64[chosen], x64).reshape(-1, columns)
     with pytest.MonkeyPatch.context() as patch, poison(products):
-        patch.setattr(products, "WIDE", (fa.float16,) if scheme == "wide" else ())
+        patch.setattr(products, "WIDE", (fa.float16,) if scheme in WIDE else ())
         by_ids = products.few(product, Listed(ids, k), cut)
         sorted_ = products.few(product, Sorted(plan.order, plan.offsets, 18, k), cut)
     assert distance(wide(by_ids), want) < CLOSE
     assert distance(wide(sorted_), want[wide(plan.order).astype(np.int64)]) < CLOSE
 
 
+def test_quarters_of_units_have_scales_of_their_own_where_weights_would_round_alike() -> None:
+    """Scales in another dtype would be rounded before they are multiplied."""
+
+    def units(scheme: str, size: int = 256, dtype: fa.Dtype = fa.float16) -> tuple[int, int]:
+        w, _ = weights(1, (2, 3, size), scheme)
+        found = products.fours(Product(fa.ones((1, size), dtype=dtype, device="cpu"), stack_of(w), None, 3, None))
+        return found.w.unit, found.w.per
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(products, "WIDE", (fa.float16,))
+        assert units("int4-g32-f16") == units("mxfp4") == (128, -1)
+        assert units("int4-g32") == units("int4-g32-f16", 192) == units("int4-g32-f16", 256, fa.float32) == (32, 1)
+        assert units("mxfp4", 192) == (32, 1)
+        assert units("int4-g128") == (128, 1)
+        assert units("int8-g32")[1] != -1
+
+
 @settings(max_examples=6)
 @given(
-    scheme=st.sampled_from(["int4-g32", "int4-g64-asym", "int4", "int8-g64-asym", "int8-g32", "mxfp4", "wide"]),
+    scheme=st.sampled_from([*FORMS, *WIDE]),
     seed=st.integers(0, 2**32 - 1), tokens=st.sampled_from([1, 3]), k=st.sampled_from([1, 3, 5]),
     columns=st.sampled_from([7, 32, 40]), biased=st.booleans(),
     cut=st.sampled_from([Pass(1, 2, 1), Pass(2, 4, 2), Pass(1, 8, 1, 1, True), Pass(2, 2, 2, 1, True)]),
@@ -114,7 +136,7 @@ def test_what_the_experts_of_a_token_give_together(
 ) -> None:
     """Always the same bits; more experts than warps, and fewer; experts twice; experts that there are none of."""
     experts, size = 4, 384
-    w, w64 = weights(seed, (experts, columns, size), "mxfp4" if scheme == "wide" else scheme, True)
+    w, w64 = weights(seed, (experts, columns, size), scheme.removeprefix("wide "), True)
     x, x64 = lying(seed + 1, (tokens * k, size), fa.float16, "columns")
     chosen = np.random.default_rng(seed).integers(0, experts, (tokens, k))
     share, s64 = make(noise(seed + 2, tokens, k), fa.float32, fa.Device("cpu"))
@@ -123,7 +145,7 @@ def test_what_the_experts_of_a_token_give_together(
     each = np.einsum("tjnk,tjk->tjn", w64[chosen], x64.reshape(tokens, k, -1)) + (b64[chosen] if biased else 0.0)
     want = np.einsum("tjn,tj->tn", each, s64)
     with pytest.MonkeyPatch.context() as patch, poison(products):
-        patch.setattr(products, "WIDE", (fa.float16,) if scheme == "wide" else ())
+        patch.setattr(products, "WIDE", (fa.float16,) if scheme in WIDE else ())
         got = products.down(product, fa.asarray(chosen, device="cpu"), share, cut)
         again = products.down(product, fa.asarray(chosen, device="cpu"), share, cut)
         chosen[0, -1] = data = (-1, experts, 2**40)[seed % 3]

@@ -6,6 +6,7 @@ which comes in steps of 8, has the rows of an expert. For a gate, a program has 
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ferrum_ops.kernels.cuda.source.activations import gated
 from ferrum_ops.kernels.cuda.source.gemm import _numbers, _scales
@@ -237,13 +238,20 @@ def nth(rank, m, CHOICES: tl.constexpr):
 def some(
     x, w, bias, ids, out, choices, columns, size, x_step, w_expert, w_step, k, experts, limit, alpha, up_offset, one,
     ACT: tl.constexpr, CHOICES: tl.constexpr, EACH: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    BULK: tl.constexpr, EVEN: tl.constexpr,
+    BULK: tl.constexpr, EVEN: tl.constexpr, CHAIN: tl.constexpr, WAIT: tl.constexpr,
 ):  # fmt: skip
-    """Rows of x, one for k choices each, with their experts' dense weights; results lie in the order of choices."""
+    """Rows of x, one for k choices each, with their experts' dense weights; results lie in the order of choices.
+
+    CHAIN: the next launch may come at once. WAIT: x is what the launch before writes, which may not be done yet.
+    """
+    if CHAIN:
+        gdc_launch_dependents()
     PARTS: tl.constexpr = 1 if ACT is None else 2
     n0 = tl.program_id(0) * BN
     e, rank, count = choices_of(ids, tl.program_id(1), choices, experts, CHOICES, EACH)
     w_block = None
+    if WAIT:  # descriptors too, which lie where the launch before had its own
+        gdc_wait()
     if BULK:
         w_block = tl.make_tensor_descriptor(w, [experts * columns * PARTS, size], [w_step, 1], [BN, BK])
     for first in range(0, count, BM):

@@ -5,6 +5,7 @@ The layout is that of gemm.py: K is taken in the order in which the threads have
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from ferrum_ops.kernels.cuda.source.activations import gated
 from ferrum_ops.kernels.cuda.source.gemm import _along, _numbers, _scales, dense_sums
@@ -29,7 +30,7 @@ def _of_groups(part, row, s_in, s_unit, lane, start, units, spread, PER: tl.cons
     EVEN: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Scales or zeros of the groups of units from *start* on."""
-    group = (s_unit + start) // PER if PER else s_unit * 0
+    group = (s_unit + start) // PER if PER > 0 else s_unit * 0
     if OWN:
         group = (s_unit + start) * 4 + _along(lane, 0, 5)
     inside = s_in
@@ -45,10 +46,12 @@ def _few_quantised(
     x, w, scales, zeros, x_row, x_in, w_row, w_in, s_row, z_row, units, one,
     FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr,
     CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr, APART: tl.constexpr, AHEAD: tl.constexpr,
+    WAIT: tl.constexpr,
 ):  # fmt: skip
     """Like ``dense_sums``, for weights of units of 4 * WORDS words; PER of them have one scale, or where PER is 0 none.
 
-    But 4-bit floats with PER 0 have a scale for each quarter of a unit, which is what a thread has of it.
+    PER -1 is a scale for each quarter of a unit, which is what a thread has of it. WAIT: x is what the launch before
+    writes, which may not be done yet.
     *one* is 1, which the compiler must not know: otherwise it gives neighbouring words to one thread where they belong
     to four. AHEAD: weights are loaded while those before them are multiplied.
     """
@@ -57,7 +60,7 @@ def _few_quantised(
     BK: tl.constexpr = 32 * EIGHTS
     BATCH: tl.constexpr = CHUNKS * WARPS
     STEP: tl.constexpr = CHUNKS if APART else BATCH
-    OWN: tl.constexpr = FORM == "mxfp4" and PER == 0
+    OWN: tl.constexpr = PER < 0
     SCALED: tl.constexpr = OWN or PER > 0
     lane = tl.arange(0, 4) * one
     unit = _along(tl.arange(0, CHUNKS), 4, 6)
@@ -89,6 +92,8 @@ def _few_quantised(
             next_z = _of_groups(zeros, z_row, s_in, s_unit, lane, 0, units, spread, PER, OWN, EVEN, AHEAD)
         else:
             next_z = 0
+    if WAIT:
+        gdc_wait()
     for start in range(0, units, STEP):
         if AHEAD:
             a = next_a
@@ -114,7 +119,7 @@ def _few_quantised(
             a = _numbers(a, None, one, FORM, KIND)
         else:
             a = _numbers(a, z.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1), one, FORM, KIND)
-        if OWN:  # powers of two, so that products are exact
+        if OWN:  # rounds as weights that are made before, and powers of two not at all
             a *= _scales(s).to(KIND).reshape(4, 8, WARPS, 2 * TILES, CHUNKS, 1, 1, 1, 1)
         a = a.reshape(4, 8, WARPS, 2 * TILES, CHUNKS, EIGHTS, 2, 2, 2)
         b = b.reshape(4, 8, WARPS, HIGH, CHUNKS, EIGHTS, 2, 2, 2)
@@ -127,7 +132,7 @@ def _few_quantised(
             b = b.permute(4, 2, 5, 0, 6, 8, 7, 3, 1) if FORM == "int8" else b.permute(4, 2, 5, 0, 7, 8, 6, 3, 1)
         a = a.reshape(BATCH, 16 * TILES, BK)
         b = b.reshape(BATCH, BK, 8 * HIGH)
-        if PER:
+        if PER > 0:
             s = _scales(s).permute(4, 2, 3, 1, 0).reshape(BATCH, 16 * TILES, 1, 4, 1)
             s = tl.broadcast_to(s, BATCH, 16 * TILES, HIGH, 4, 2).reshape(BATCH, 16 * TILES, 8 * HIGH)
             sums += tl.dot(a, b) * s
@@ -141,6 +146,7 @@ def _few_sums(
     x, w, scales, zeros, x_row, x_in, expert, row, row_in, size, w_expert, w_step, s_expert, s_step, z_expert, z_step,
     one, FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr,
     CHUNKS: tl.constexpr, WORDS: tl.constexpr, EVEN: tl.constexpr, APART: tl.constexpr, AHEAD: tl.constexpr,
+    WAIT: tl.constexpr,
 ):  # fmt: skip
     """Sums of each warp for rows of weights of experts; *size* counts numbers, or units of them.
 
@@ -148,6 +154,8 @@ def _few_sums(
     """
     w_row = expert * w_expert + row * w_step
     if FORM == "dense":
+        if WAIT:
+            gdc_wait()
         sums = dense_sums(x, w, x_row, x_in, w_row, row_in, size, TILES, HIGH, WARPS, CHUNKS, EVEN)
     else:
         s_row = expert * s_expert + row * s_step
@@ -155,9 +163,9 @@ def _few_sums(
         words = w.to(tl.pointer_type(tl.uint32))
         sums = _few_quantised(
             x, words, scales, zeros, x_row, x_in, w_row, row_in, s_row, z_row, size, one, FORM, PER, TILES, HIGH,
-            WARPS, CHUNKS, WORDS, EVEN, APART, AHEAD,
+            WARPS, CHUNKS, WORDS, EVEN, APART, AHEAD, WAIT,
         )  # fmt: skip
-        if PER == 0 and FORM != "mxfp4":
+        if PER == 0:
             s = tl.load(scales + s_row, mask=row_in, other=0.0).to(tl.float32)
             s = s.reshape(8, s.shape[2], 2 * TILES).permute(1, 2, 0).reshape(s.shape[2], 16 * TILES)
             sums *= s[:, :, None]
@@ -169,11 +177,12 @@ def down(
     x, w, scales, zeros, bias, ids, weights, out, columns, size, x_step, w_expert, w_step, s_expert, s_step, z_expert,
     z_step, k, experts, one,
     FORM: tl.constexpr, PER: tl.constexpr, TILES: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr,
-    WORDS: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr,
+    WORDS: tl.constexpr, EVEN: tl.constexpr, AHEAD: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """The weighted sums of what the k experts of a token give for 16 * TILES columns; x has a row for each choice.
 
-    Each warp has an expert at a time, and what they give is added in one order. A choice of no expert is NaN.
+    Each warp has an expert at a time, and what they give is added in one order. A choice of no expert is NaN. CHAIN: x
+    is what the launch before writes, which this one need not be behind.
     """
     token = tl.program_id(1).to(tl.int64)
     low = _along(tl.arange(0, 8), 1, 6)
@@ -193,7 +202,7 @@ def down(
         sums = _few_sums(
             x, w, scales, zeros, _along(choice, 2, 6) * x_step, own & (low == 0), _along(e, 2, 6), n.to(tl.int64),
             own & (n < columns), size, w_expert, w_step, s_expert, s_step, z_expert, z_step, one, FORM, PER, TILES, 1,
-            WARPS, CHUNKS, WORDS, EVEN, True, AHEAD,
+            WARPS, CHUNKS, WORDS, EVEN, True, AHEAD, CHAIN,
         )  # fmt: skip
         # one of 8 columns is a row of x
         y = tl.sum(tl.where(tl.arange(0, 8)[None, None, :] == 0, sums, 0.0), axis=2)
@@ -210,13 +219,16 @@ def few(
     s_step, z_expert, z_step, k, experts, limit, alpha, up_offset, one,
     FORM: tl.constexpr, PER: tl.constexpr, ACT: tl.constexpr, CHOICES: tl.constexpr, EACH: tl.constexpr,
     TILES: tl.constexpr, HIGH: tl.constexpr, WARPS: tl.constexpr, CHUNKS: tl.constexpr, WORDS: tl.constexpr,
-    EVEN: tl.constexpr, AHEAD: tl.constexpr,
+    EVEN: tl.constexpr, AHEAD: tl.constexpr, CHAIN: tl.constexpr,
 ):  # fmt: skip
     """Rows of x with the weights of their experts; a program has 16 * TILES rows of the weights of an expert.
 
     With ids, x has a row for k choices each, and results lie in the order of choices. Otherwise offsets say which rows
-    an expert has, of x or of what *order* names, and results lie so too.
+    an expert has, of x or of what *order* names, and results lie so too. CHAIN: the next launch may come
+    at once.
     """
+    if CHAIN:
+        gdc_launch_dependents()
     if offsets is None:
         e, rank, count = choices_of(ids, tl.program_id(1), choices, experts, CHOICES, EACH)
         begin = 0
@@ -249,7 +261,7 @@ def few(
         sums = _few_sums(
             x, w, scales, zeros, at.to(tl.int64) * x_step, at_in, e, row.to(tl.int64), n < columns, size,
             w_expert, w_step, s_expert, s_step, z_expert, z_step, one, FORM, PER, TILES, HIGH, WARPS, CHUNKS, WORDS,
-            EVEN, False, AHEAD,
+            EVEN, False, AHEAD, False,
         )  # fmt: skip
         y = tl.sum(sums, axis=0)
         if bias is not None:

@@ -2,6 +2,7 @@
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
 
 from ferrum_ops.kernels.cuda.source.activations import exponential, over_one_plus_exp
 
@@ -202,12 +203,14 @@ def permute(x, order, out, rows, tokens, k, size, x_step, ROWS: tl.constexpr, BL
 @triton.jit
 def combine(
     y, inverse, w, residual, out, tokens, rows, k, size, y_step, residual_step, experts, ids,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, WAIT: tl.constexpr,
 ):  # fmt: skip
     """The weighted sums of each token's rows, in order; without inverse, choices lie in their own order.
 
-    With ids, a choice of no expert is NaN.
+    With ids, a choice of no expert is NaN. WAIT: the launch before may not be done yet.
     """
+    if WAIT:
+        gdc_wait()
     token = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
     there = token < tokens
