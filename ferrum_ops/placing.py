@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+import ferrum_array as fa
 from ferrum_array import Tensor
 from ferrum_ops.kv_cache import KVSpec
 from ferrum_ops.types import SequenceMeta
@@ -48,6 +49,7 @@ def place_for(
         meta.tokens,
         max(meta.lengths, default=0),
         max(meta.key_lengths, default=0),
+        fa.zeros((len(meta.lengths) * plans.COUNTED_HEADS,), dtype=fa.int32, device=starts.device),
         slots,
     )
     plans.set_plan(spec, meta, plan)

@@ -12,6 +12,7 @@ from ferrum_ops.kernels.cuda.launch import INTERPRETED, Kernel, empty, power_of_
 from ferrum_ops.kernels.cuda.layouts import heads, in_order
 from ferrum_ops.kernels.cuda.plans import ReadPlan, reading_plan
 from ferrum_ops.kernels.cuda.source import paged as source
+from ferrum_ops.kernels.cuda.source.parts import combine
 from ferrum_ops.kv_cache import KVCache, KVSpec
 from ferrum_ops.tiled import AttentionOptions
 from ferrum_ops.types import SequenceMeta
@@ -19,14 +20,11 @@ from ferrum_ops.types import SequenceMeta
 __all__ = ["Config", "attended", "paged_attention", "paged_attention_with_sums", "refuses"]
 
 _ATTEND: Final = Kernel(source.attend, aligned=("kv_heads", "q_token", "q_head"))
-_COMBINE: Final = Kernel(source.combine)
+_COMBINE: Final = Kernel(combine)
 
 #: the longest keys and values for which there are registers
 _LONGEST: Final = 512
 _MOST_SPLITS: Final = 128
-#: so many parts may be as short as this, in keys
-_FEW_PARTS: Final = 9
-_SHORT: Final = 128
 #: programs along the second and third axis of a grid
 _MOST_BLOCKS: Final = 65535
 #: float32 as three parts of fewer bits: as exact as float32 in its sums, and on tensor cores
@@ -37,6 +35,8 @@ _CROWD: Final = 256
 _MANY_ROWS: Final = 64
 _COLUMNS: Final = 64
 _COMBINE_WARPS: Final = 2
+_MERGED: Final = 16  # rows whose parts one program can put together
+_UNROLLED: Final = 8  # parts that it asks for at a time
 _PIECE: Final = 16  # parts that are put together at a time
 #: a window as wide as this sees all that comes before
 _WIDEST: Final = (1 << 31) - 1
@@ -125,19 +125,23 @@ def _attend(
     blocks = -(-most * group // config.rows)
     programs = plan.sequences * spec.kv_heads * blocks
     half = q.dtype.itemsize == 2 == spec.dtype.itemsize
-    splits = splits or _splits(programs, reach, processors(q.device), constants["PAIRS"], half)
+    splits = splits or _splits(programs, reach, config.keys, processors(q.device), constants["PAIRS"], half)
     split = splits > 1
     parts = None
     if split:  # with a place for the sum of each, behind them all
         parts = empty((plan.sequences * most * head_count * splits * (spec.value_dim + 1),), q, fa.float32)
     x, q_token, q_head = heads(q)
     sinks = None if options.sinks is None else in_order(options.sinks)
+    # the last program to come puts the parts of its rows together, where one block holds all rows of a head
+    merged = split and blocks == 1 and config.rows <= _MERGED and spec.kv_heads <= plans.COUNTED_HEADS
+    whole = merged or not split  # one launch writes what is asked for
     width = plan.tables._data.shape[1]
     _ATTEND(
         (spec.kv_heads, blocks * splits, plan.sequences),
-        *(x, in_order(cache.k), in_order(cache.v), cache.k_scale, cache.v_scale, None if split else sinks),
-        *(plan.starts, plan.keys, plan.tables, out, None if split else sums, parts),
-        *(tokens, spec.blocks, width, spec.block_size, _room(spec, width), spec.kv_heads, group, q_token, q_head),
+        *(x, in_order(cache.k), in_order(cache.v), cache.k_scale, cache.v_scale, sinks if whole else None),
+        *(plan.starts, plan.keys, plan.tables, out, sums if whole else None, parts),
+        plan.arrivals if merged else None,
+        *(tokens, spec.blocks, width, spec.block_size, _room(spec, width), spec.kv_heads, q_token, q_head),
         *(fewest, most, splits),
         *(float(options.scale), None if options.softcap is None else float(options.softcap), window),
         warps=config.warps,
@@ -147,17 +151,19 @@ def _attend(
         BM=config.rows,
         BN=config.keys,
         WHOLE=config.whole,
+        GROUP=group,
+        ROWS=rows if merged else 0,
+        PIECE=_UNROLLED if merged else 0,
         **constants,
     )
-    if split:
+    if split and not merged:
         _COMBINE(
             (head_count, most, plan.sequences),
             *(parts, sinks, plan.starts, plan.keys, out, sums, tokens, head_count, fewest, most, splits),
             warps=_COMBINE_WARPS,
             VALUE_DIM=spec.value_dim,
             BV=power_of_two(spec.value_dim),
-            BS=power_of_two(splits),
-            PIECE=min(_PIECE, power_of_two(splits)),
+            PIECE=_PIECE,
         )
 
 
@@ -167,7 +173,7 @@ def _room(spec: KVSpec, width: int) -> int:
 
 
 def _in_pairs(q: Tensor, cache: KVCache, rows: int) -> bool:
-    """Whether int8 keys and values are read two by two: for few queries, of 16 bits."""
+    """Whether keys and values of 8 bits are read two by two: for few queries, of 16 bits."""
     spec = cache.spec
     if not spec.quantised or rows > 16 or q.dtype is fa.float32 or spec.head_dim % 2 or spec.value_dim % 2:
         return False
@@ -227,16 +233,19 @@ def _for_many(wide: int, crowded: bool, quantised: bool) -> Config:
     return Config(128 if crowded else 64, 64, 4, 3, True)
 
 
-def _splits(programs: int, keys: int, processors: int, pairs: bool, half: bool) -> int:
-    """Into how many parts the keys of each sequence go, for so many programs without it.
+def _splits(programs: int, keys: int, tile: int, processors: int, pairs: bool, half: bool) -> int:
+    """Into how many parts the keys of each sequence go, in whole tiles, for so many programs without it.
 
     So many that all programs run at once: two on a processor, four of the smaller ones that read pairs. Lengths may
     differ much from the bound, so a part has no more keys than others can wait for; nor so few that what a part costs
-    counts, which is little where queries and keys are of 16 bits (*half*) and parts are not many.
+    counts, which is little where keys are read in pairs or queries and keys are of 16 bits (*half*), and parts are not
+    many.
     """
-    most, least = (4, 256) if pairs else (2, 512)
+    most, least, few, short = (4, 256, 32, 64) if pairs else (2, 512, 16, 128)
     wanted = max(most * processors // programs, -(-keys // 8192))
     worth = -(-keys // least)
-    if half:
-        worth = max(worth, min(-(-keys // _SHORT), _FEW_PARTS))
-    return max(1, min(wanted, worth, _MOST_SPLITS))
+    if half or pairs:
+        worth = max(worth, min(-(-keys // short), few))
+    parts = max(1, min(wanted, worth, _MOST_SPLITS))
+    tiles = max(1, -(-keys // tile))
+    return -(-tiles // -(-tiles // parts))  # so that no part is empty if a sequence is as long as the bound

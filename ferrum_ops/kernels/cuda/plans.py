@@ -33,6 +33,8 @@ CHECK = os.environ.get("FERRUM_CUDA_DEBUG", "0") == "1"
 
 _CHECK_TABLES: Final = Kernel(paged.check_tables)
 _CHECK_SLOTS: Final = Kernel(caching.check_slots)
+#: of so many heads of keys a plan counts parts
+COUNTED_HEADS: Final = 64
 _AT_ONCE: Final = 1024  # places that a program looks at
 
 
@@ -50,6 +52,8 @@ class ReadPlan:
         tokens: T.
         most_tokens: no sequence has more tokens.
         most_keys: no sequence has more keys.
+        arrivals: [S * 64] int32, zeros between launches: how many parts of the keys of a sequence and head are done.
+            Launches that share it must come one after another, as those of one stream do.
     """
 
     starts: Tensor
@@ -59,6 +63,7 @@ class ReadPlan:
     tokens: int
     most_tokens: int
     most_keys: int
+    arrivals: Tensor
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def plan_of(spec: KVSpec, meta: SequenceMeta, device: Device) -> DevicePlan:
             read.tokens,
             read.most_tokens,
             read.most_keys,
+            read.arrivals,
             slots_of(spec, meta, device),
         )
         meta.notes[key] = found
@@ -120,6 +126,7 @@ def reading_plan(spec: KVSpec, meta: SequenceMeta, device: Device) -> ReadPlan:
             meta.tokens,
             max(meta.lengths, default=0),
             max(meta.key_lengths, default=0),
+            fa.zeros((sequences * COUNTED_HEADS,), dtype=fa.int32, device=device),
         )
         meta.notes[key] = found
     return found

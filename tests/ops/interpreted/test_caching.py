@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 import ferrum_array as fa
 from ferrum_ops import KVCache, KVSpec, SequenceMeta, kv_append, kv_copy_blocks, kv_gather, use_fast_paths
 from ferrum_ops.kernels.cuda import caching, plans
+from ferrum_ops.kv_cache import kept_as
 from ferrum_ops.kv_slots import cache_slots
 from tests.ops.caches import Case, cases, filled, poisoned
 from tests.ops.oracle import Array, make, noise
 
-HELD = (fa.float32, fa.float16, fa.int8)
+HELD = ("f32", "f16", "int8", "fp8_e4m3")
 
 
 def tensors(cache: KVCache) -> list[fa.Tensor]:
@@ -57,14 +58,17 @@ def test_append_is_the_reference(cpu: fa.Device, data: st.DataObject) -> None:
     same(found, expected)
 
 
+@pytest.mark.parametrize("held", ["int8", "fp8_e4m3"])
 @example(values=[float(np.finfo(np.float32).max), -1.0])
+@example(values=[448.0, 0.0, -0.0, -1e-9])
 @example(values=[127.0, 0.5, 1.5, -2.5, -0.5])
 @example(values=[1e-45, -3e-45, 0.0])
 @example(values=[fa.nan, 1.0, -2.0])
 @example(values=[1.0, fa.inf])
 @given(values=st.lists(st.floats(width=32), min_size=1, max_size=7))
-def test_any_numbers_become_the_int8_of_the_reference(cpu: fa.Device, values: list[float]) -> None:
-    spec = KVSpec(2, len(values), 1, 3, dtype=fa.int8)
+def test_any_numbers_become_the_codes_of_the_reference(held: str, cpu: fa.Device, values: list[float]) -> None:
+    dtype, codes = kept_as(held)
+    spec = KVSpec(2, len(values), 1, 3, dtype=dtype, codes=codes)
     x = fa.asarray([[values, values[::-1]]], dtype="f32", device=cpu)
     meta = SequenceMeta((0, 1), kv_lens=(2,))
     found, expected = poisoned(spec, cpu), poisoned(spec, cpu)
@@ -91,7 +95,8 @@ def test_gather_is_the_reference(cpu: fa.Device, data: st.DataObject) -> None:
 @given(data=st.data())
 def test_blocks_are_copied_as_they_were(cpu: fa.Device, data: st.DataObject) -> None:
     blocks = data.draw(st.integers(1, 6))
-    spec = KVSpec(2, 3, blocks, data.draw(st.integers(1, 3)), "paged", data.draw(st.sampled_from(HELD)), 5)
+    held, codes = kept_as(data.draw(st.sampled_from(HELD)))
+    spec = KVSpec(2, 3, blocks, data.draw(st.integers(1, 3)), "paged", held, 5, codes)
     case = Case(spec, (spec.slots,), (0,), (tuple(range(blocks)),))
     found, _, _ = filled(case, cpu, fa.float32, 1)
     expected, _, _ = filled(case, cpu, fa.float32, 1)
@@ -175,3 +180,18 @@ def test_wrong_slots_are_named(cpu: fa.Device, slot: int) -> None:
         with pytest.raises(ValueError, match=message):
             caching.kv_append(cache, x * 2, x, (), meta)
     np.testing.assert_array_equal(cache.k.numpy(), before)
+
+
+def test_small_numbers_of_a_row_are_rounded_as_the_reference_rounds_them(cpu: fa.Device) -> None:
+    """Beside 448 those below 2**-6 lie in even steps, and those below half a step are 0; ties go to even."""
+    steps = [n / 4 * 2.0**-9 for n in range(40)]
+    x = fa.asarray([[[448.0, *steps, *(-n for n in steps), *(n * 1.0625 for n in steps)]]], device=cpu)
+    size = x.shape[2]
+    spec = KVSpec(1, size, 1, 1, dtype="fp8_e4m3")  # type: ignore[arg-type] # names of dtypes are taken too
+    found, expected = (KVCache.empty(spec, cpu) for _ in range(2))
+    meta = SequenceMeta.packed([1])
+    caching.kv_append(found, x, x, (0,), meta)
+    with use_fast_paths(False):
+        kv_append(expected, x, x, meta)
+    assert fa.all(found.k == expected.k)
+    assert len(set(found.k.reshape(-1).tolist())) > 20

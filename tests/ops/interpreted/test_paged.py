@@ -18,6 +18,7 @@ import ferrum_array as fa
 from ferrum_ops import KVCache, KVSpec, SequenceMeta, kv_append
 from ferrum_ops.kernels.cuda import paged, plans
 from ferrum_ops.kernels.cuda.paged import Config
+from ferrum_ops.kv_cache import kept_as
 from ferrum_ops.tiled import AttentionOptions
 from tests.array.oracle import wide
 from tests.ops.caches import Case, filled, poisoned, shuffled_tables
@@ -29,7 +30,7 @@ WITHIN = {fa.float32: 1e-6, fa.float16: 1e-3}
 
 
 @st.composite
-def long_cases(draw: Any, dtype: fa.Dtype) -> tuple[Case, int]:
+def long_cases(draw: Any, dtype: fa.Dtype | str) -> tuple[Case, int]:
     """Sequences of several tiles beside short and empty ones, and how many heads share keys."""
     sequences = draw(st.integers(1, 3))
     keys = tuple(draw(st.sampled_from([0, 1, 15, 16, 17, 50, 83])) for _ in range(sequences))
@@ -42,7 +43,8 @@ def long_cases(draw: Any, dtype: fa.Dtype) -> tuple[Case, int]:
     blocks = needed + 1 if layout == "paged" else sequences + 1
     tables = shuffled_tables(keys, size, blocks, draw(st.integers(0, 99))) if layout == "paged" else None
     heads, dims = draw(st.sampled_from([1, 2])), draw(st.sampled_from([(16, 16), (20, 16), (8, 5)]))
-    return Case(KVSpec(heads, dims[0], blocks, size, layout, dtype, dims[1]), keys, queries, tables), draw(
+    held, codes = kept_as(dtype)
+    return Case(KVSpec(heads, dims[0], blocks, size, layout, held, dims[1], codes), keys, queries, tables), draw(
         st.sampled_from([1, 2, 3])
     )
 
@@ -63,7 +65,7 @@ def tiles(config: Config, splits: int) -> Iterator[None]:
     def code(*call: Any) -> tuple[Config, dict[str, Any]]:
         return config, plain(*call)[1]
 
-    with mock.patch.multiple(paged, _code=code, _splits=lambda *_: splits, _PIECE=2):
+    with mock.patch.multiple(paged, _code=code, _splits=lambda *_: splits, _PIECE=2, _UNROLLED=2):
         yield
 
 
@@ -77,6 +79,8 @@ def attended(
         alone, nothing = paged.paged_attention(q, cache, meta, (), given_)
     assert nothing is None
     assert alone.numpy().tobytes() == out.numpy().tobytes(), "the sums change the result, or a second run differs"
+    arrivals = plans.reading_plan(cache.spec, meta, q.device).arrivals
+    assert not fa.any(arrivals), "the next launch would find parts that nobody has computed"
     return out, sums, given_
 
 
@@ -101,7 +105,7 @@ def level(sums: fa.Tensor, expected: Array) -> None:
 @given(data=st.data())
 def test_as_the_oracle_says(cpu: fa.Device, data: st.DataObject) -> None:
     dtype = data.draw(st.sampled_from([fa.float32, fa.float16]))
-    case, group = data.draw(long_cases(data.draw(st.sampled_from([fa.float32, fa.float16, fa.int8]))))
+    case, group = data.draw(long_cases(data.draw(st.sampled_from(["f32", "f16", "int8", "fp8_e4m3"]))))
     cache, k, v = filled(case, cpu, fa.float32, data.draw(st.integers(0, 99)))
     q, exact = queries_of(case, dtype, cpu, group, data.draw(st.booleans()))
     window = data.draw(st.sampled_from([None, 1, 18, 1 << 62]))
@@ -122,6 +126,21 @@ def test_as_the_oracle_says(cpu: fa.Device, data: st.DataObject) -> None:
     expected, levels = expected_of(exact, k, v, chosen)
     check(out, expected, dtype, WITHIN[dtype])
     level(sums, levels)
+
+
+def test_parts_are_put_together_in_pieces(cpu: fa.Device) -> None:
+    """Later pieces hold greater scores than the first, or smaller ones; some parts of the second sequence are empty."""
+    keys = (83, 50)
+    tables = shuffled_tables(keys, 16, 11, 1)
+    case = Case(KVSpec(2, 16, 11, 16, "paged"), keys, (1, 1), tables)
+    cache, k, v = filled(case, cpu, fa.float32, 1)
+    q, exact = queries_of(case, fa.float32, cpu, 3, False)
+    for rows in (16, 32):  # in one launch, and in two
+        with tiles(Config(rows, 16, 4, 2, False), 6):
+            out, sums, chosen = attended(q, cache, case.meta, scale=2.0)
+        expected, levels = expected_of(exact, k, v, chosen)
+        check(out, expected, fa.float32, WITHIN[fa.float32])
+        level(sums, levels)
 
 
 @settings(max_examples=15)

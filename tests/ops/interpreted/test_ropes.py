@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import ferrum_array as fa
 from ferrum_ops import ActivationKind, KVCache, KVSpec, SequenceMeta, rope_table
 from ferrum_ops.kernels.cuda import ropes
-from ferrum_ops.kv_cache import quantised
+from ferrum_ops.kv_cache import kept_as, quantised
 from ferrum_ops.registry import _rows, load_kernels
 from tests.array.oracle import wide
 from tests.ops.interpreted.drawn import HALVES, LIES, Lie, lying, poison
@@ -131,7 +131,7 @@ def blank(spec: KVSpec) -> KVCache:
     pairs=st.booleans(),
     normed=st.booleans(),
     dtype=st.sampled_from(HALVES),
-    held_in=st.sampled_from([*HALVES, fa.int8]),
+    held_in=st.sampled_from(["f32", "f16", "int8", "fp8_e4m3"]),
     lies=st.tuples(*(st.sampled_from(LIES) for _ in range(3))),
     data=st.data(),
 )
@@ -145,11 +145,11 @@ def test_what_goes_into_caches(
     pairs: bool,
     normed: bool,
     dtype: fa.Dtype,
-    held_in: fa.Dtype,
+    held_in: str,
     lies: tuple[Lie, ...],
     data: st.DataObject,
 ) -> None:
-    """Rows at their slots and nowhere else; int8 rows as the reference rounds them, but for ties."""
+    """Rows at their slots and nowhere else; int8 and E4M3 rows as the reference rounds them, but for ties."""
     half, beyond = dims
     dim = 2 * half + beyond
     q, q64 = lying(seed, (tokens, groups * kv_heads, dim), dtype, lies[0])
@@ -157,7 +157,8 @@ def test_what_goes_into_caches(
     v, v64 = lying(seed + 2, (tokens, kv_heads, value), dtype, lies[2])
     cos, sin = rope_table(range(tokens), 2 * half, 100.0)
     slots = tuple(data.draw(st.permutations(range(8)))[:tokens])
-    cache = blank(KVSpec(kv_heads, dim, 4, 2, "paged", held_in, value))
+    held, codes_of = kept_as(held_in)
+    cache = blank(KVSpec(kv_heads, dim, 4, 2, "paged", held, value, codes_of))
     meta = SequenceMeta((0, tokens), block_tables=((0, 1, 2, 3),), slots=slots)
     norm = (1e-6, 0.0) if normed else None
     with poison(ropes):
@@ -174,25 +175,33 @@ def test_what_goes_into_caches(
         numbers = wide(memory)
         assert (numbers[others] == 77).all()
         if scale is None:
-            assert np.allclose(numbers[index], want, rtol=0, atol=fa.finfo(held_in).eps * 4)
+            assert np.allclose(numbers[index], want, rtol=0, atol=fa.finfo(held).eps * 4)
             continue
         assert (wide(scale)[others] == 77).all()
-        codes, steps = quantised(fa.asarray(want.astype(np.float32)))
+        codes, steps = quantised(fa.asarray(want.astype(np.float32)), codes_of)
         assert np.allclose(wide(scale)[index], wide(steps), rtol=1e-6)
-        assert (np.abs(numbers[index] - wide(codes)) <= 1).all()
-        assert (numbers[index] != wide(codes)).sum() <= 2 + codes.size // 20
+        off = np.abs(in_order(numbers[index], codes_of) - in_order(wide(codes), codes_of))
+        assert (off <= 1).all()
+        assert (off > 0).sum() <= 2 + codes.size // 20
 
 
-def test_values_in_int8_are_the_references_to_the_bit() -> None:
+def in_order(codes: Array, codes_of: str) -> Array:
+    """Codes as numbers in the order of what they stand for, one apart."""
+    return np.where(codes > 127, 128 - codes, codes) if codes_of else codes
+
+
+@pytest.mark.parametrize("held_in", ["int8", "fp8_e4m3"])
+def test_values_in_8_bits_are_the_references_to_the_bit(held_in: str) -> None:
+    held, codes_of = kept_as(held_in)
     v, _ = lying(3, (4, 3, 33), fa.float32, "whole")
     v[0, 0, 0], v[1, 1, 1], v[2, 2] = fa.nan, fa.inf, 0.0
     v[3, 0], v[3, 1] = 3e38, 1e-42
-    cache = blank(KVSpec(3, 2, 1, 4, dtype=fa.int8, value_dim=33))
+    cache = blank(KVSpec(3, 2, 1, 4, dtype=held, value_dim=33, codes=codes_of))
     k = fa.ones((4, 3, 2))
     with np.errstate(all="ignore"):
         turns = rope_table(range(4), 2, 100.0)
         ropes.rope_append(cache, k, k, v, *turns, SequenceMeta.packed([4]), None, None, None, 2, False)
-        codes, scale = quantised(v)
+        codes, scale = quantised(v, codes_of)
     assert cache.v_scale is not None
     assert fa.all(cache.v == codes)
     assert fa.all((cache.v_scale == scale) | fa.isnan(scale))
@@ -240,11 +249,11 @@ def test_code_for_hopper_moves_16_bytes_at_a_time() -> None:
             w, turns = fa.ones(dim, dtype=fa.bfloat16), rope_table(range(tokens), dim, 1e4)
             for pairs in (False, True):
                 ropes.qk_norm_rope(q, k, w, w, *turns, 1e-6, 0.0, dim, pairs)
-            for held in (fa.bfloat16, fa.int8):
+            for held in ("bf16", "int8", "fp8_e4m3"):
                 cache, meta = KVCache.empty(KVSpec(8, dim, 1, tokens, dtype=held)), SequenceMeta.packed([tokens])
                 ropes.rope_append(cache, q, k, k, *turns, meta, None, None, None, dim, False)
     """)
-    assert len(found) == 12
+    assert len(found) == 15
     for made in found:
         assert made.shared <= 8192
         assert not made.local

@@ -16,18 +16,22 @@ def _write(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     token = row // kv_heads
     head = row % kv_heads
-    slot = tl.load(slots + token, mask=token < tokens, other=-1)
+    there = token < tokens
+    d = tl.arange(0, BD)[None, :]
+    at = x + token[:, None] * token_step + head[:, None] * head_step + d
+    # whatever the slots are: the numbers are asked for at once, not when the slots have come
+    numbers = tl.load(at, mask=there[:, None] & (d < DIM), other=0.0).to(tl.float32)
+    slot = tl.load(slots + token, mask=there, other=-1)
     inside = (slot >= 0) & (slot < total)
     to = slot * kv_heads + head
-    d = tl.arange(0, BD)
-    whole = inside[:, None] & (d[None, :] < DIM)
-    at = x + token[:, None] * token_step + head[:, None] * head_step + d[None, :]
-    numbers = tl.load(at, mask=whole, other=0.0).to(tl.float32)
+    whole = inside[:, None] & (d < DIM)
     if scales is not None:
-        scale = quantising_scale(tl.max(magnitude(numbers), 1))
+        FP8: tl.constexpr = memory.dtype.element_ty == tl.uint8
+        scale = quantising_scale(tl.max(magnitude(numbers), 1), FP8)
         tl.store(scales + to, scale, mask=inside)
-        numbers = quantised(numbers, scale[:, None])
-    tl.store(memory + to[:, None] * DIM + d[None, :], numbers.to(memory.dtype.element_ty), mask=whole)
+        tl.store(memory + to[:, None] * DIM + d, quantised(numbers, scale[:, None], FP8), mask=whole)
+    else:
+        tl.store(memory + to[:, None] * DIM + d, numbers.to(memory.dtype.element_ty), mask=whole)
 
 
 @triton.jit
@@ -53,6 +57,8 @@ def _read(
     d = tl.arange(0, BD)
     whole = inside[:, None] & (d[None, :] < DIM)
     numbers = tl.load(memory + at[:, None] * DIM + d[None, :], mask=whole, other=0)
+    if memory.dtype.element_ty == tl.uint8:
+        numbers = numbers.to(tl.float8e4nv, bitcast=True).to(tl.float32)
     if scales is not None:
         numbers = numbers.to(tl.float32) * tl.load(scales + at, mask=inside, other=0.0)[:, None]
     elif out.dtype != memory.dtype:

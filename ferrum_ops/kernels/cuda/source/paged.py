@@ -1,4 +1,4 @@
-"""Attention over caches, block by block of queries and tile by tile of keys, and the parts of split keys put together.
+"""Attention over caches, block by block of queries and tile by tile of keys.
 
 Lengths, blocks and starts come from the memory of the device; nothing outside the tensors is read, whatever they say.
 """
@@ -6,18 +6,10 @@ Lengths, blocks and starts come from the memory of the device; nothing outside t
 import triton
 import triton.language as tl
 
+from ferrum_ops.kernels.cuda.source.parts import arrived, merge, span
 from ferrum_ops.kernels.cuda.source.scores import LN_2, LOG2_E, tanh
 
-__all__ = ["attend", "check_tables", "combine"]
-
-
-@triton.jit
-def _span(starts, lengths, sequence, tokens, room):
-    """A sequence's first token, how many tokens and how many keys it has, within what there is."""
-    first = tl.minimum(tl.maximum(tl.load(starts + sequence), 0), tokens)
-    last = tl.minimum(tl.maximum(tl.load(starts + sequence + 1), first), tokens)
-    keys = tl.minimum(tl.maximum(tl.load(lengths + sequence), 0), room)
-    return first, last - first, keys
+__all__ = ["attend", "check_tables"]
 
 
 @triton.jit
@@ -38,13 +30,31 @@ def _slots(table, i, j, inside, blocks, size, PAGE: tl.constexpr, LAYOUT: tl.con
 
 
 @triton.jit
-def _even_odd(pairs, ASSEMBLY: tl.constexpr):
-    """Of pairs of int8 in an int16 the first ones and the second ones, as float16: exact.
+def _even_odd(pairs, FP8: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Of pairs of bytes in an int16 the first ones and the second ones, as float16: exact.
 
     A byte in the last bits of a float16 that is 1024 adds to it, so no conversion is needed, for which processors have
-    few units. The instructions take the two pairs of a register at once, as tensor cores want them.
+    few units. The instructions take the two pairs of a register at once, as tensor cores want them. FP8: the bytes are
+    codes of E4M3.
     """
-    if ASSEMBLY:
+    if FP8:
+        if ASSEMBLY:
+            even, odd = tl.inline_asm_elementwise(
+                """{
+                .reg .b32 a, b;
+                .reg .b16 c, d;
+                mov.b32 {c, d}, $2;
+                cvt.rn.f16x2.e4m3x2 a, c;
+                cvt.rn.f16x2.e4m3x2 b, d;
+                prmt.b32 $0, a, b, 0x5410;
+                prmt.b32 $1, a, b, 0x7632;
+                }""",
+                "=r,=r,r", [pairs], dtype=(tl.float16, tl.float16), is_pure=True, pack=2,
+            )  # fmt: skip
+        else:
+            even = pairs.to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+            odd = (pairs >> 8).to(tl.uint8).to(tl.float8e4nv, bitcast=True).to(tl.float16)
+    elif ASSEMBLY:
         even, odd = tl.inline_asm_elementwise(
             """{
             .reg .b32 a, b, c;
@@ -61,6 +71,22 @@ def _even_odd(pairs, ASSEMBLY: tl.constexpr):
         even = ((pairs << 8) >> 8).to(tl.float16)
         odd = (pairs >> 8).to(tl.float16)
     return even, odd
+
+
+@triton.jit
+def _numbers(codes, dtype: tl.constexpr):
+    """Keys or values as numbers of *dtype*; uint8 are codes of E4M3, of which float16 holds every one."""
+    if codes.dtype == tl.uint8:
+        numbers = codes.to(tl.float8e4nv, bitcast=True).to(tl.float16).to(dtype)
+    else:
+        numbers = codes.to(dtype)
+    return numbers
+
+
+@triton.jit
+def _sum_and_greatest(a, b, c, d):
+    """Of two pairs of a sum and a greatest number, those of both."""
+    return a + c, tl.maximum(b, d)
 
 
 @triton.jit
@@ -81,16 +107,17 @@ def _fetched(at, inside, e, length, MASKED: tl.constexpr, PADDED: tl.constexpr):
 
 @triton.jit
 def _tiles(
-    begin, end, low, high, q, position, top, total, result, k, v, k_scale, v_scale, table, blocks, size, kv_heads,
-    head, scale, cap, window,
+    begin, end, low, high, q, position, top, total, result, k, v, k_scale, v_scale, table, blocks, size,
+    kv_heads, head, scale, cap, window,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BD: tl.constexpr,
     BV: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, LAYOUT: tl.constexpr, PRECISION: tl.constexpr,
     PAIRS: tl.constexpr, ASSEMBLY: tl.constexpr,
 ):  # fmt: skip
     """Queries against the keys from *begin* to *end*; without MASKED every query sees every one of them.
 
-    PAIRS: keys and values are int8 and taken two by two, as int16.
+    PAIRS: keys and values are of 8 bits and taken two by two, as int16.
     """
+    FP8: tl.constexpr = k.dtype.element_ty == tl.uint8
     FOLD: tl.constexpr = 2 if PAIRS else 1
     LENGTH: tl.constexpr = DIM // FOLD
     VALUE_LENGTH: tl.constexpr = VALUE_DIM // FOLD
@@ -107,10 +134,10 @@ def _tiles(
         rows = _slots(table, i, j, inside, blocks, size, PAGE, LAYOUT, BN) * kv_heads + head
         keys = _fetched(k + rows[:, None] * LENGTH + d[None, :], inside, d, LENGTH, MASKED, BD != DIM)
         if PAIRS:
-            even, odd = _even_odd(keys, ASSEMBLY)
+            even, odd = _even_odd(keys, FP8, ASSEMBLY)
             scores = tl.dot(odd_q, tl.trans(odd), tl.dot(even_q, tl.trans(even)))
         else:
-            scores = tl.dot(q, tl.trans(keys.to(q.dtype)), input_precision=PRECISION)
+            scores = tl.dot(q, tl.trans(_numbers(keys, q.dtype)), input_precision=PRECISION)
         if k_scale is not None:
             scores *= tl.load(k_scale + rows, mask=inside, other=0.0)[None, :]
         if cap is not None:
@@ -128,25 +155,32 @@ def _tiles(
         base = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp2(scores - base[:, None])
         shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weights, 1)
         top = higher
         at = v + rows[:, None] * VALUE_LENGTH + e[None, :]
         values = _fetched(at, inside, e, VALUE_LENGTH, MASKED, BV != VALUE_DIM)
-        if v_scale is not None:
-            scales = tl.load(v_scale + rows, mask=inside, other=0.0)
-            if q.dtype == tl.float16:  # whose range does not hold every product: the greatest scale goes behind the sum
-                most = tl.max(scales, 0)
-                scales = scales / tl.where(most > 0.0, most, 1.0)
-            weights *= scales[None, :]
+        if v_scale is not None and q.dtype == tl.float16:
+            # whose range does not hold every product: the greatest scale goes behind the sum
+            scales = tl.load(v_scale + rows, mask=inside, other=0.0)[None, :].broadcast_to(weights.shape)
+            if ASSEMBLY:  # both at once; the interpreter is slow at that
+                added, most = tl.reduce((weights, scales), 1, _sum_and_greatest)
+            else:
+                added, most = tl.sum(weights, 1), tl.max(scales, 1)
+            weights *= scales * (1.0 / tl.where(most > 0.0, most, 1.0))[:, None]
+            most = most[:, None]
+        else:
+            added = tl.sum(weights, 1)
+            if v_scale is not None:
+                weights *= tl.load(v_scale + rows, mask=inside, other=0.0)[None, :]
+        total = total * shrink + added
         weights = weights.to(q.dtype)
         if PAIRS:
-            even, odd = _even_odd(values, ASSEMBLY)
+            even, odd = _even_odd(values, FP8, ASSEMBLY)
             even_result = even_result * shrink[:, None] + tl.dot(weights, even) * most
             odd_result = odd_result * shrink[:, None] + tl.dot(weights, odd) * most
         elif v_scale is not None and q.dtype == tl.float16:
-            result = result * shrink[:, None] + tl.dot(weights, values.to(q.dtype)) * most
+            result = result * shrink[:, None] + tl.dot(weights, _numbers(values, q.dtype)) * most
         else:
-            result = tl.dot(weights, values.to(q.dtype), result * shrink[:, None], input_precision=PRECISION)
+            result = tl.dot(weights, _numbers(values, q.dtype), result * shrink[:, None], input_precision=PRECISION)
     if PAIRS:
         result = tl.join(even_result, odd_result).reshape(q.shape[0], BV)
     return top, total, result
@@ -167,32 +201,42 @@ def _phases(begin, end, low, final, keys_before, window, CAUSAL: tl.constexpr, B
 
 @triton.jit
 def attend(
-    q, k, v, k_scale, v_scale, sinks, starts, lengths, tables, out, sums, parts,
-    tokens, blocks, width, size, room, kv_heads, group, q_token, q_head, fewest, most, splits, scale, cap, window,
+    q, k, v, k_scale, v_scale, sinks, starts, lengths, tables, out, sums, parts, arrivals,
+    tokens, blocks, width, size, room, kv_heads, q_token, q_head, fewest, most, splits, scale, cap, window,
     SPLIT: tl.constexpr, CAUSAL: tl.constexpr, DIM: tl.constexpr, VALUE_DIM: tl.constexpr,
     BD: tl.constexpr, BV: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, PAGE: tl.constexpr, LAYOUT: tl.constexpr,
-    WHOLE: tl.constexpr, PRECISION: tl.constexpr, PAIRS: tl.constexpr, ASSEMBLY: tl.constexpr,
+    WHOLE: tl.constexpr, PRECISION: tl.constexpr, PAIRS: tl.constexpr, ASSEMBLY: tl.constexpr, GROUP: tl.constexpr,
+    ROWS: tl.constexpr, PIECE: tl.constexpr,
 ):  # fmt: skip
     """A block of queries that share a head of keys, of a sequence of *fewest* to *most* tokens, and a split of keys.
 
-    A row of the block is a token and one of the *group* heads. With SPLIT the result is a part, by its own sum,
-    and ``combine`` puts parts together. WHOLE: tiles that all queries see are computed without masks.
+    A row of the block is a token and one of the GROUP heads. With SPLIT the result is a part, by its own sum, and
+    parts are put together by ``combine``; or, with *arrivals*, [S * Hkv] zeros, by the program that comes last.
+    WHOLE: tiles that all queries see are computed without masks.
     """
-    # 16-bit numbers of the dtype of both are multiplied so, int8 as float16, and others as float32
-    HALF: tl.constexpr = k.dtype.element_ty == tl.int8 and q.dtype.element_ty != tl.float32
+    # 16-bit numbers of the dtype of both are multiplied so, int8 and E4M3 as float16, and others as float32
+    FP8: tl.constexpr = k.dtype.element_ty == tl.uint8
+    HALF: tl.constexpr = (FP8 or k.dtype.element_ty == tl.int8) and q.dtype.element_ty != tl.float32
     ALIKE: tl.constexpr = q.dtype.element_ty == k.dtype.element_ty
-    COMPUTE: tl.constexpr = tl.float16 if HALF and PAIRS else q.dtype.element_ty if ALIKE or HALF else tl.float32
+    SCALED: tl.constexpr = HALF and (PAIRS or FP8)
+    COMPUTE: tl.constexpr = tl.float16 if SCALED else q.dtype.element_ty if ALIKE or HALF else tl.float32
     head = tl.program_id(0)
-    split = tl.program_id(1) % splits
-    block = tl.num_programs(1) // splits - 1 - tl.program_id(1) // splits  # those that see most keys begin first
     sequence = tl.program_id(2)
-    first, count, keys = _span(starts, lengths, sequence, tokens, room)
-    if (count < fewest) | (count > most) | (block * BM >= count * group):
-        return
+    first, count, keys = span(starts, lengths, sequence, tokens, room)
+    if arrivals is not None:  # one block, and no branch before the first keys are asked for
+        split = tl.program_id(1)
+        block = 0
+        keys = tl.where((count < fewest) | (count > most), 0, keys)
+        count = tl.where((count < fewest) | (count > most), 0, count)
+    else:
+        split = tl.program_id(1) % splits
+        block = tl.num_programs(1) // splits - 1 - tl.program_id(1) // splits  # those that see most keys begin first
+        if (count < fewest) | (count > most) | (block * BM >= count * GROUP):
+            return
     row = block * BM + tl.arange(0, BM)
-    token = row // group
-    heads = kv_heads * group
-    own = head * group + row % group
+    token = row // GROUP
+    heads = kv_heads * GROUP
+    own = head * GROUP + row % GROUP
     here = token < count
     line = (first + token).to(tl.int64) * heads + own
     part = ((sequence.to(tl.int64) * most + token) * heads + own) * splits + split
@@ -202,24 +246,24 @@ def attend(
     low = 0
     high = keys
     if CAUSAL:
-        final = tl.minimum((block * BM + BM - 1) // group, count - 1)
+        final = tl.minimum((block * BM + BM - 1) // GROUP, count - 1)
         high = tl.maximum(tl.minimum(keys, keys - count + final + 1), 0)
     if window is not None:
-        low = tl.minimum(tl.maximum(keys - count + (block * BM) // group - window + 1, 0), high)
+        low = tl.minimum(tl.maximum(keys - count + (block * BM) // GROUP - window + 1, 0), high)
     begin = low // BN * BN
     end = high
     if SPLIT:
         each = tl.cdiv(tl.cdiv(high - begin, BN), splits) * BN
         begin += split * each
         end = tl.minimum(begin + each, high)
-        if begin >= end:
+        if arrivals is None and begin >= end:
             tl.store(part_sums + part, tl.full([BM], float("-inf"), tl.float32), mask=here)
             return
 
     d = tl.arange(0, BD)
     q_at = q + (first + token).to(tl.int64)[:, None] * q_token + own[:, None] * q_head + d[None, :]
     queries = tl.load(q_at, mask=here[:, None] & (d[None, :] < DIM), other=0.0)
-    if PAIRS:  # powers of 2 bring rows of any range into that of float16
+    if SCALED:  # powers of 2 bring rows of any range into that of float16
         wide = queries.to(tl.float32)
         power = (tl.max(tl.abs(wide), 1).to(tl.int32, bitcast=True) & 0x7F800000).to(tl.float32, bitcast=True)
         power = tl.where(power > 0.0, power, 1.0)
@@ -230,24 +274,24 @@ def attend(
     total = tl.zeros([BM], tl.float32)
     result = tl.zeros([BM, BV], tl.float32)
     table = tables + sequence.to(tl.int64) * width
-    final = keys - count + tl.minimum((block * BM + BM - 1) // group, count - 1)
-    middle, late = _phases(begin, end, low, final, keys - count + (block * BM) // group, window, CAUSAL, BN)
+    final = keys - count + tl.minimum((block * BM + BM - 1) // GROUP, count - 1)
+    middle, late = _phases(begin, end, low, final, keys - count + (block * BM) // GROUP, window, CAUSAL, BN)
     if WHOLE:
         if window is not None:
             top, total, result = _tiles(
-                begin, middle, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
-                size, kv_heads, head, scale, cap, window,
+                begin, middle, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table,
+                blocks, size, kv_heads, head, scale, cap, window,
                 True, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION, PAIRS, ASSEMBLY,
             )  # fmt: skip
         top, total, result = _tiles(
-            middle, late, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
-            size, kv_heads, head, scale, cap, window,
+            middle, late, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table,
+            blocks, size, kv_heads, head, scale, cap, window,
             False, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION, PAIRS, ASSEMBLY,
         )  # fmt: skip
         begin = late
     top, total, result = _tiles(
-        begin, end, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table, blocks,
-        size, kv_heads, head, scale, cap, window,
+        begin, end, low, end, queries, position, top, total, result, k, v, k_scale, v_scale, table,
+        blocks, size, kv_heads, head, scale, cap, window,
         True, CAUSAL, DIM, VALUE_DIM, BD, BV, BN, PAGE, LAYOUT, PRECISION, PAIRS, ASSEMBLY,
     )  # fmt: skip
 
@@ -272,49 +316,13 @@ def attend(
     else:
         tl.store(parts + part[:, None] * VALUE_DIM + e[None, :], result, mask=kept)
         tl.store(part_sums + part, level, mask=here)
-
-
-@triton.jit
-def combine(
-    parts, sinks, starts, lengths, out, sums, tokens, heads, fewest, most, splits,
-    VALUE_DIM: tl.constexpr, BV: tl.constexpr, BS: tl.constexpr, PIECE: tl.constexpr,
-):  # fmt: skip
-    """The result of one token and head from the parts of its keys, in their order; PIECE parts at a time."""
-    head = tl.program_id(0)
-    token = tl.program_id(1)
-    sequence = tl.program_id(2)
-    first, count, _ = _span(starts, lengths, sequence, tokens, 0)
-    if (count < fewest) | (count > most) | (token >= count):
-        return
-    line = (first + token).to(tl.int64) * heads + head
-    part_sums = parts + tl.num_programs(2).to(tl.int64) * most * heads * splits * VALUE_DIM
-    row = ((sequence.to(tl.int64) * most + token) * heads + head) * splits
-    s = tl.arange(0, BS)
-    levels = tl.load(part_sums + row + s, mask=s < splits, other=float("-inf"))
-    top = tl.max(levels, 0)
-    if sinks is not None:
-        sink = tl.load(sinks + head).to(tl.float32) * LOG2_E
-        top = tl.maximum(top, sink)
-    base = tl.where(top == float("-inf"), 0.0, top)
-    total = tl.sum(tl.exp2(levels - base), 0)
-    if sinks is not None:
-        total += tl.exp2(sink - base)
-    nothing = total == 0.0
-    e = tl.arange(0, BV)
-    p = tl.arange(0, PIECE)
-    result = tl.zeros([BV], tl.float32)
-    for start in range(0, splits, PIECE):
-        place = start + p
-        level = tl.load(part_sums + row + place, mask=place < splits, other=float("-inf"))
-        # an empty part has not been written
-        written = (level != float("-inf"))[:, None] & (e[None, :] < VALUE_DIM)
-        part = tl.load(parts + (row + place)[:, None] * VALUE_DIM + e[None, :], mask=written, other=0.0)
-        result += tl.sum(part * tl.exp2(level - base)[:, None], 0)
-    total = tl.where(nothing, 1.0, total)
-    result = result / total
-    tl.store(out + line * VALUE_DIM + e, result.to(out.dtype.element_ty), mask=e < VALUE_DIM)
-    if sums is not None:
-        tl.store(sums + line, tl.where(nothing, float("-inf"), top + tl.log2(total)) * LN_2)
+        if arrivals is not None:
+            last = arrived(arrivals + sequence * kv_heads + head, splits)
+            if last:
+                merge(
+                    parts, part_sums, sinks, out, sums, first, count, sequence, head, kv_heads, most, splits,
+                    GROUP, VALUE_DIM, BV, ROWS, PIECE,
+                )  # fmt: skip
 
 
 @triton.jit

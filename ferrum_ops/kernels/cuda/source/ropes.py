@@ -25,7 +25,7 @@ def _stored(to, y, scale, mask):
     if scale is None:
         tl.store(to, y.to(to.dtype.element_ty), mask=mask)
     else:
-        tl.store(to, quantised(y, scale), mask=mask)
+        tl.store(to, quantised(y, scale, to.dtype.element_ty == tl.uint8), mask=mask)
 
 
 @triton.jit
@@ -69,7 +69,7 @@ def _turned(
         most = tl.max(tl.maximum(magnitude(a), magnitude(b)), axis=2, keep_dims=True)
         if REST:
             most = tl.maximum(most, tl.max(magnitude(z), axis=2, keep_dims=True))
-        scale = quantising_scale(most)
+        scale = quantising_scale(most, out.dtype.element_ty == tl.uint8)
         tl.store(scales, scale, mask=present)
     if PAIRS:
         y = tl.reshape(tl.join(a, b), y.shape)
@@ -92,10 +92,10 @@ def turn(
     """Queries, and keys if there are any, normalised if there is an eps, and turned; values beside them copied.
 
     Keys and values of token t go to row ``slots[t]`` of k_out and v_out, which have so many rows, or to row t without
-    slots; in int8, with scales, where there are k_scale and v_scale. Absent steps are those of a tensor without gaps,
-    and without a period each token has its row of the tables. Half of the dimensions that turn are so many units: the
-    compiler knows the unit, and so how many bytes it may load at once. A program has some heads of some tokens: of q,
-    of k or of v.
+    slots; in int8 or E4M3, with scales, where there are k_scale and v_scale. Absent steps are those of a tensor without
+    gaps, and without a period each token has its row of the tables. Half of the dimensions that turn are so many units:
+    the compiler knows the unit, and so how many bytes it may load at once. A program has some heads of some tokens: of
+    q, of k or of v.
     """
     half = units * UNIT
     if q_token is None:
@@ -155,6 +155,8 @@ def turn(
             y = tl.load(v + token * v_token + head * v_head + col, mask=inside, other=0.0).to(tl.float32)
             scale = None
             if v_scale is not None:
-                scale = quantising_scale(tl.max(magnitude(y), axis=2, keep_dims=True))
+                scale = quantising_scale(
+                    tl.max(magnitude(y), axis=2, keep_dims=True), v_out.dtype.element_ty == tl.uint8
+                )
                 tl.store(v_scale + (row * k_heads + head), scale, mask=present)
             _stored(v_out + (row * k_heads + head) * value_size + col, y, scale, inside)
