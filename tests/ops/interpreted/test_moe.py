@@ -112,10 +112,15 @@ def test_the_tables_are_for_what_was_timed(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert moe._together(product("int4-g128"), 8, 16) == Pass(1, 8, 2)
     assert moe._together(product("int4-g128"), 8, 17) == Pass(2, 8, 1)
+    assert moe._together(product("int8-g128"), 8, 8) == Pass(1, 8, 4, 1, True)
+    assert moe._together(product("int8-g128"), 8, 9) == Pass(1, 8, 2, 1, True)
+    assert moe._together(product("int4-g32-f16"), 8, 8) == Pass(1, 8, 8, 1, True)  # scales would round before
     assert moe._together(product("int4-g128"), 4, 16) is None
     assert moe._together(product("int4-g128", fa.float32), 8, 16) is None
     for scheme in ("int4-g128-asym", "int4", "int8", None):
         assert moe._together(product(scheme), 8, 16) is None
+    monkeypatch.setattr(products, "WIDE", (fa.float16,))
+    assert moe._together(product("int4-g32-f16"), 8, 8) == Pass(1, 8, 2, 1, True)
     monkeypatch.setattr(moe, "_DEEP", 384)
     assert moe._together(product("int4-g128"), 8, 16) is None
 
