@@ -195,7 +195,7 @@ def test_values_in_8_bits_are_the_references_to_the_bit(held_in: str) -> None:
     held, codes_of = kept_as(held_in)
     v, _ = lying(3, (4, 3, 33), fa.float32, "whole")
     v[0, 0, 0], v[1, 1, 1], v[2, 2] = fa.nan, fa.inf, 0.0
-    v[3, 0], v[3, 1] = 3e38, 1e-42
+    v[3, 0], v[3, 1], v[3, 2] = 3e38, 9e-43, -9e-43  # scales far below 1 are less than they ought to be
     cache = blank(KVSpec(3, 2, 1, 4, dtype=held, value_dim=33, codes=codes_of))
     k = fa.ones((4, 3, 2))
     with np.errstate(all="ignore"):
