@@ -144,6 +144,25 @@ register(
     _row("linear", "gemm:rounded", "quant:int8", "a8", *_PLAIN, name="linear_rounded", when="gemm:rounded_refuses"),
 )
 
+register(
+    _row(
+        "linears",
+        "few:linears",
+        *("quant:int4", *_PLAIN),
+        dtypes=_HALVES,
+        name="linears_few_int4",
+        when="few:linears_refuses",
+    ),
+    _row(
+        "gated_linear",
+        "few:gated_linear",
+        *("quant:int4", "bias", "mixed", *_KINDS, "limit", "alpha", "up_offset"),
+        dtypes=_HALVES,
+        name="gated_linear_few_int4",
+        when="few:gated_linear_refuses",
+    ),
+)
+
 _STACKED = ("quant:int4", "quant:int8", "quant:mxfp4", "zeros")
 _NETS = tuple(f"{w}:{feature}" for w in ("w13", "w2") for feature in _STACKED)
 _ROUTED = ("softmax", "sigmoid", "norm", "bias", "groups", "scale")
