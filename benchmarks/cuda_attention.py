@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import ferrum_array as fa
 from benchmarks.cuda_rows import Peers, Row, copies, first, normal, shared, taken, turns
 from ferrum_ops import KVCache, KVSpec, SequenceMeta, attention, explain, kv_append, kv_gather, paged_attention
+from ferrum_ops.kv_cache import kept_as
 
 __all__ = ["appends", "decodes", "prefill"]
 
@@ -147,13 +148,14 @@ def prefill(
 
 
 def filled(
-    device: str, sequences: int, keys: int, page: int, dtype: fa.Dtype, k: torch.Tensor, v: torch.Tensor
+    device: str, sequences: int, keys: int, page: int, dtype: fa.Dtype | str, k: torch.Tensor, v: torch.Tensor
 ) -> tuple[KVCache, tuple[tuple[int, ...], ...]]:
     """A paged cache of k and v [sequences * keys, Hkv, D] whose blocks lie in any order, and its block tables."""
     per = -(-keys // page)
     order = torch.randperm(sequences * per).tolist()
     tables = tuple(tuple(order[n * per : (n + 1) * per]) for n in range(sequences))
-    cache = KVCache.empty(KVSpec(k.shape[1], k.shape[2], sequences * per, page, "paged", dtype), device)
+    held, codes = kept_as(dtype)
+    cache = KVCache.empty(KVSpec(k.shape[1], k.shape[2], sequences * per, page, "paged", held, codes=codes), device)
     starts = tuple(accumulate([keys] * sequences, initial=0))
     kv_append(cache, shared(k), shared(v), SequenceMeta(starts, block_tables=tables))
     return cache, tables
@@ -162,7 +164,7 @@ def filled(
 def decodes(
     device: str, sequences: int, keys: int, pages: Sequence[int] = (16, 64), heads: int = 32, kv_heads: int = 8
 ) -> Iterator[Row]:
-    """Attention of one new token of each sequence over a paged cache, in bfloat16 and in int8."""
+    """Attention of one new token of each sequence over a paged cache, in bfloat16, int8 and E4M3."""
     size = 128
     held = 4.0 * sequences * keys * kv_heads * size
     count = copies(held)
@@ -185,9 +187,8 @@ def decodes(
     def found(result: Any) -> torch.Tensor:
         return first(result).reshape(sequences, heads, size)[[0, sequences - 1]]
 
-    for dtype, page in [(fa.bfloat16, page) for page in pages] + [(fa.int8, page) for page in pages]:
-        held_as = "bf16" if dtype is fa.bfloat16 else "int8"
-        made = [filled(device, sequences, keys, page, dtype, k, v) for k, v in zip(ks, vs, strict=True)]
+    for held_as, page in product(("bf16", "int8", "fp8_e4m3"), pages):
+        made = [filled(device, sequences, keys, page, held_as, k, v) for k, v in zip(ks, vs, strict=True)]
         starts = tuple(range(sequences + 1))
         metas = [SequenceMeta(starts, kv_lens=(keys,) * sequences, block_tables=tables) for _, tables in made]
         caches = [cache for cache, _ in made]
@@ -198,7 +199,7 @@ def decodes(
             peers,
             exact,
             found,
-            held if dtype is fa.bfloat16 else held / 2 + 8.0 * sequences * keys * kv_heads,
+            held if held_as == "bf16" else held / 2 + 8.0 * sequences * keys * kv_heads,
             within=held_as,
         )
 

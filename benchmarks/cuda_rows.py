@@ -37,7 +37,7 @@ _BEYOND_CACHES = 1 << 28
 #: but so many take turns at most: smaller ones lie in the cache, as in a model whose last op has just written them
 _MOST_COPIES = 16
 #: how far a result may be from float64's, as the L2 norm of the difference over that of the result
-CLOSE = {"bf16": 1e-2, "int8": 3e-2, "exact": 0.0}
+CLOSE = {"bf16": 1e-2, "int8": 3e-2, "fp8_e4m3": 5e-2, "exact": 0.0}
 
 
 @dataclass

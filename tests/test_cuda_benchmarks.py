@@ -57,7 +57,7 @@ def test_all_ways_of_a_row_compute_the_same(group: str) -> None:
     assert len({row.name for row in rows}) == len(rows)
     for row in rows:
         errors = check(row)
-        assert errors["ours"] < 0.02, (row.name, errors)
+        assert errors["ours"] < (0.05 if "fp8" in row.name else 0.02), (row.name, errors)
         assert row.nbytes > 0
         assert all(len(calls) == len(row.ours) or group == "linear" for calls in row.peers.values())
 

@@ -85,7 +85,7 @@ def step_obstacle(model: CausalLM, cache: ModelCache | None = None) -> str | Non
             return f"layer {number} is recurrent, and its state is made anew at each step"
         if one.spec.layout == "ring":
             return f"layer {number} keeps a ring, whose slots are planned on the host"
-        if one.spec.codes:
+        if one.spec.codes and model.device.kind == "cpu":
             return f"layer {number} keeps {one.spec.codes}, which no kernel reads: its slots are planned on the host"
     return _refused.get(model, {}).get("step")
 

@@ -127,6 +127,7 @@ def test_coarse_keys_change_little(model: CausalLM, kept: str, most: float) -> N
 
 
 def test_steps_whose_keys_no_kernel_reads_are_not_captured() -> None:
+    """On the CPU; kernels for CUDA read them."""
     tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
     model = random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2})
     cache = model.make_cache(1, 40, dtype="fp8_e4m3")
@@ -139,6 +140,18 @@ def test_steps_whose_keys_no_kernel_reads_are_not_captured() -> None:
     plain = list(generate_ids(model, [1, 2], max_new_tokens=20, cache=model.make_cache(1, 40, dtype="fp8_e4m3")))
     assert plain == list(generate_ids(model, [1, 2], max_new_tokens=20, kv_dtype="fp8_e4m3"))
     assert step_obstacle(model) is None, "other caches of the model are not told by this one"
+
+
+@pytest.mark.cuda
+def test_steps_over_codes_are_captured_on_cuda() -> None:
+    tiny = {"model_type": "llama", "vocab_size": 9, "hidden_size": 8, "intermediate_size": 8}
+    gpu = fa.Device("cuda:0")
+    model = random_model({**tiny, "num_hidden_layers": 1, "num_attention_heads": 2}, device=gpu)
+    told = []
+    for use in (True, False):
+        with use_captured_steps(use):
+            told.append(list(generate_ids(model, [1, 2], max_new_tokens=20, kv_dtype="fp8_e4m3")))
+    assert told[0] == told[1]
 
 
 def test_texts_end_at_their_end(model: CausalLM) -> None:

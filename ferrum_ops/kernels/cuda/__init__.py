@@ -36,8 +36,8 @@ _F32, _F16, _BF16 = Dtype.F32, Dtype.F16, Dtype.BF16
 _FLOATS = frozenset((dtype,) for dtype in (_F32, _F16, _BF16))
 #: of two operands, each by itself
 _PAIRS = frozenset((x, y) for x in (_F32, _F16, _BF16) for y in (_F32, _F16, _BF16))
-#: of queries (or of new keys) and of a cache
-_CACHES = _PAIRS | frozenset((x, Dtype.I8) for x in (_F32, _F16, _BF16))
+#: of queries (or of new keys) and of a cache, whose uint8 are codes of E4M3
+_CACHES = _PAIRS | frozenset((x, held) for x in (_F32, _F16, _BF16) for held in (Dtype.I8, Dtype.U8))
 _HERE = __name__
 
 
@@ -67,7 +67,7 @@ _ADDED = ("residual", "mixed")
 _KINDS = ("silu", "gelu", "gelu_tanh", "relu", "relu2", "sigmoid", "softplus")
 _NO_F64 = "norms:no_float64"
 _TURNED = ("offset", "rotary_dim", "interleaved")
-_APPENDED = frozenset((*pair, held) for pair in _PAIRS for held in (_F32, _F16, _BF16, Dtype.I8))
+_APPENDED = frozenset((*pair, held) for pair in _PAIRS for held in (_F32, _F16, _BF16, Dtype.I8, Dtype.U8))
 
 register(
     _row("rms_norm", "norms:rms_norm", "offset", "residual", "gate"),
@@ -115,7 +115,7 @@ register(
     ),
     _row("kv_append", "caching:kv_append", dtypes=_CACHES),
     _row("kv_gather", "caching:kv_gather", dtypes=frozenset((y, x) for x, y in _CACHES)),
-    _row("kv_copy_blocks", "caching:kv_copy_blocks", dtypes=_FLOATS | {(Dtype.I8,)}),
+    _row("kv_copy_blocks", "caching:kv_copy_blocks", dtypes=_FLOATS | {(Dtype.I8,), (Dtype.U8,)}),
 )
 
 _PLAIN = ("bias", "mixed", "dtype")

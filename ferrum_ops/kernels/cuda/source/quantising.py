@@ -62,6 +62,6 @@ def quantised(x, scale, FP8: tl.constexpr):
     if FP8:
         codes = _to_e4m3(steps, x)
     else:
-        steps = (steps + _ROUNDING) - _ROUNDING
-        codes = tl.where(steps > 127.0, 127.0, tl.where(steps < -127.0, -127.0, steps)).to(tl.int8)
+        steps = tl.minimum(tl.maximum(steps, -127.0), 127.0) + _ROUNDING
+        codes = steps.to(tl.int32, bitcast=True).to(tl.int8)  # its last bits
     return codes
