@@ -22,7 +22,7 @@ from triton import knobs
 from triton.backends import Backend, backends
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
-from triton.backends.nvidia.compiler import CUDABackend, get_ptxas_version
+from triton.backends.nvidia.compiler import CUDABackend, get_ptxas_version, ptx_get_version
 
 __all__ = ["sound", "target"]
 
@@ -41,6 +41,11 @@ class _Assembler(CUDABackend):
 
     def hash(self) -> str:
         return f"{_NAME}-{get_ptxas_version(_BLACKWELL)}-{self.target.arch}"
+
+    def parse_options(self, opts: dict[str, Any]) -> Any:
+        # PTX for the program that will read it: another library may have named a newer one to Triton meanwhile
+        version = ptx_get_version(knobs.nvidia.ptxas_blackwell.version)
+        return super().parse_options({"ptx_version": version, **opts})
 
     def make_cubin(self, src: str, metadata: dict[str, Any], opt: Any, capability: int) -> bytes:
         cubin: bytes = CUDABackend(GPUTarget("cuda", _BLACKWELL, 32)).make_cubin(src, metadata, opt, capability)

@@ -31,7 +31,7 @@ print(json.dumps([assembling.sound(), *(code.hash for code in made)]))
 """
 
 
-def ran(folder: Path, releases: tuple[str, str]) -> tuple[list[list[str]], bool, list[str]]:
+def ran(folder: Path, releases: tuple[str, str], code: str = PROGRAM) -> tuple[list[list[str]], bool, list[str]]:
     """What the programs were asked for, whether the code is sound, and its keys for two architectures."""
     import triton
 
@@ -46,7 +46,7 @@ def ran(folder: Path, releases: tuple[str, str]) -> tuple[list[list[str]], bool,
         )
         program.chmod(0o755)
         environment[f"TRITON_{name.upper()}_PATH"] = str(program)
-    run = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment, check=False)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     asked = [[line.split()[0], line.split("--gpu-name=")[1].split()[0]] for line in log.read_text().splitlines()]
     sound, *keys = json.loads(run.stdout)
@@ -69,10 +69,22 @@ def test_code_is_kept_by_the_version_that_made_it(tmp_path: Path) -> None:
     first, _, (plain, key) = ran(tmp_path, ("12.8", "12.9"))
     again, _, keys = ran(tmp_path, ("12.8", "12.9"))
     assert (len(first), again, keys) == (2, [], [plain, key])
-    newer, _, (still, other) = ran(tmp_path, ("12.8", "12.10"))
+    newer, _, (still, other) = ran(tmp_path, ("12.8", "12.9, mended"))
     assert (newer, still) == ([["ptxas_blackwell", "sm_90a"]], plain)
     older, _, (_, ordinary) = ran(tmp_path, ("12.8", "12.8"))
     assert (older, len({key, other, ordinary})) == ([["ptxas", "sm_90a"]], 3)
+
+
+def test_another_program_that_is_named_later_changes_nothing(tmp_path: Path) -> None:
+    """As ``torch.compile`` does, which names the newest that it finds."""
+    newest = tmp_path / "newest"
+    newest.write_text('#!/bin/sh\necho "tools, release 13.0, V13.0.0"\n')
+    newest.chmod(0o755)
+    program = PROGRAM.replace(
+        "\nbefore =", f"\nassembling.target(90)\nos.environ['TRITON_PTXAS_PATH'] = '{newest}'\nbefore ="
+    )
+    asked, _, _ = ran(tmp_path, ("12.8", "12.9"), program.replace("(80, 90)", "(90,)"))
+    assert asked == [["ptxas_blackwell", "sm_90a"]]
 
 
 class Missing:
