@@ -123,6 +123,16 @@ _READ = ("quant:int4", "quant:int8", "quant:mxfp4", "zeros", *_PLAIN)
 _HALVES = frozenset(((_F16,), (_BF16,)))
 
 register(
+    _row("linears", "dense:linears", *_PLAIN, dtypes=_HALVES, name="linears_few", when="dense:linears_refuses"),
+    _row(
+        "gated_linear",
+        "dense:gated_linear",
+        *("bias", "mixed", *_KINDS, "limit", "alpha", "up_offset"),
+        dtypes=_HALVES,
+        name="gated_linear_few",
+        when="dense:gated_linear_refuses",
+    ),
+    _row("linear", "dense:linear", *_PLAIN, dtypes=_HALVES, name="linear_fewest", when="dense:linear_refuses"),
     _row("linear", "cublas:linear", *_PLAIN, name="linear_cublaslt", when="cublas:refuses", missing=nvmath_is_missing),
     _row("linear", "gemm:few_dense", *_PLAIN, dtypes=_HALVES, name="linear_few", when="gemm:few_dense_refuses"),
     _row(

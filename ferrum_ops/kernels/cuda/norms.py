@@ -108,6 +108,7 @@ def _rms(
         ROWS=shape.rows,
         BLOCK=shape.block,
         BLOCKS=shape.blocks,
+        EARLY=w is not None and many <= _FEW and shape.blocks == 1,
     )
 
 

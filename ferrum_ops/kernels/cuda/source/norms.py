@@ -50,14 +50,17 @@ def _opened(y, gate, at, mask, EXACT: tl.constexpr):
 @triton.jit
 def rms_norm(
     x, w, residual, gate, out, total, rows, size, x_step, residual_step, gate_step, parts, eps, offset,
-    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, BLOCKS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Whole rows: ``x / sqrt(sum(x**2) / parts + eps) * (offset + w) * silu(gate)``, x with residual added first.
 
-    A row is some blocks, which are all held in registers and added up before threads meet.
+    A row is some blocks, which are all held in registers and added up before threads meet. EARLY: weights are asked for
+    before that too, in a row of one block.
     """
     EXACT: tl.constexpr = out.dtype.element_ty == tl.float32
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    if EARLY:
+        weights = tl.load(w + tl.arange(0, BLOCK)[None, :], mask=tl.arange(0, BLOCK)[None, :] < size, other=0.0)
     held = ()
     squares = tl.zeros([ROWS, BLOCK], tl.float32)
     for i in tl.static_range(BLOCKS):
@@ -70,7 +73,13 @@ def rms_norm(
     for i in tl.static_range(BLOCKS):
         col = i * BLOCK + tl.arange(0, BLOCK)[None, :]
         inside = (row < rows) & (col < size)
-        y = _scaled(held[i] * factor, w, offset, col, col < size)
+        if EARLY:
+            y = weights.to(tl.float32)
+            if offset is not None:
+                y += offset
+            y *= held[i] * factor
+        else:
+            y = _scaled(held[i] * factor, w, offset, col, col < size)
         y = _opened(y, gate, row * gate_step + col, inside, EXACT)
         tl.store(out + row * size + col, y.to(out.dtype.element_ty), mask=inside)
 
