@@ -14,12 +14,9 @@ Memory is poison until something is written, and again from when a copy into it 
 from __future__ import annotations
 
 import importlib.util
-import random
 import re
 import sys
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -29,194 +26,17 @@ import numpy as np
 
 from ferrum_array import Tensor
 from ferrum_ops.kernels.cuda.maps import Map
+from tests.ops.interpreted.gluon_memory import (
+    Barrier,
+    Descriptor,
+    Groups,
+    Pointer,
+    Product,
+    Shared,
+    array_of,
+)
 
 __all__ = ["Program", "stand_in"]
-
-
-class Array(np.ndarray[Any, Any]):
-    """A tensor of the language."""
-
-    type = SimpleNamespace(layout=None)
-
-    def to(self, dtype: Any) -> Any:
-        return self.astype(dtype)
-
-
-def _array(values: Any) -> Any:
-    found = np.asarray(values)
-    return found.view(Array) if found.ndim else found.item()
-
-
-class _Pointer:
-    """An address in a tensor, or several."""
-
-    def __init__(self, array: Any, at: Any = 0) -> None:
-        self.array, self.at, self.dtype = array, at, SimpleNamespace(element_ty=array.dtype)
-
-    def __add__(self, steps: Any) -> _Pointer:
-        return _Pointer(self.array, self.at + np.asarray(steps))
-
-
-class _StoppedError(Exception):
-    """Ends a group when another has failed."""
-
-
-class _Groups:
-    """The groups of a program, and the copies on their way."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        self._back = threading.Semaphore(0)
-        self._go: list[threading.Semaphore] = []
-        self._ready: dict[int, Callable[[], bool]] = {}
-        self._stopped = False
-        self.copies: list[Callable[[], None]] = []
-        self.own = threading.local()
-
-    def wait(self, ready: Callable[[], bool]) -> None:
-        """Let others go on until this is true, and until the seed says so."""
-        place = self.own.place
-        self._ready[place] = ready
-        self._back.release()
-        self._go[place].acquire()
-        if self._stopped:
-            raise _StoppedError
-
-    def _group(self, place: int, function: Any, arguments: Sequence[Any]) -> None:
-        self.own.place, self.own.products, self.own.stores, self.own.fenced = place, [], [], True
-        whole = False
-        self._go[place].acquire()
-        try:
-            if not self._stopped:
-                function(*arguments)
-                assert not self.own.products, "a product that nobody waited for"
-                assert not self.own.stores, "a copy from memory that the program gives back"
-            whole = True
-        finally:
-            self._stopped |= not whole
-            del self._ready[place]
-            self._back.release()
-
-    def run(self, groups: Sequence[tuple[Any, Sequence[Any]]]) -> None:
-        """Run functions on their arguments, at once."""
-        self._go = [threading.Semaphore(0) for _ in groups]
-        self._ready = {place: lambda: True for place in range(len(groups))}
-        locked = ""
-        with ThreadPoolExecutor(len(groups)) as pool:
-            ends = [pool.submit(self._group, place, *group) for place, group in enumerate(groups)]
-            while self._ready:
-                able: list[Any] = [place for place, ready in self._ready.items() if self._stopped or ready()]
-                if not self._stopped:
-                    able += self.copies
-                if not able:
-                    self._stopped, locked = True, f"groups {sorted(self._ready)} wait for each other"
-                    continue
-                chosen = self._random.choice(able)
-                if callable(chosen):
-                    self.copies.remove(chosen)
-                    chosen()
-                else:
-                    self._go[chosen].release()
-                    self._back.acquire()
-        for end in ends:
-            error = end.exception()
-            if error is not None and not isinstance(error, _StoppedError):
-                raise error
-        assert not locked, locked
-        assert not self.copies, "a copy that nobody waited for"
-
-
-class _Barrier:
-    """Phases that end when all have arrived and all announced bytes have come."""
-
-    def __init__(self) -> None:
-        self.count = self.missing = self.bytes = self.phase = 0
-
-    def init(self, count: int) -> None:
-        self.count = self.missing = count
-
-    def arrive(self, count: int) -> None:
-        assert self.missing >= count, "more arrivals than the barrier counts"
-        self.missing -= count
-        self._end()
-
-    def land(self, size: int) -> None:
-        self.bytes -= size
-        self._end()
-
-    def _end(self) -> None:
-        if self.missing == self.bytes == 0:
-            self.phase, self.missing = self.phase + 1, self.count
-
-
-class _Shared:
-    """Memory that the groups share."""
-
-    def __init__(self, values: Any, groups: _Groups) -> None:
-        self.values, self._groups, self.dtype = values, groups, values.dtype
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.values.shape)
-
-    def index(self, place: int) -> Any:
-        assert 0 <= place < len(self.values)
-        found = self.values[place]
-        return found[0] if self.values.dtype == object else _Shared(found, self._groups)
-
-    def reshape(self, shape: Sequence[int]) -> _Shared:
-        assert np.prod(shape) == self.values.size
-        return _Shared(self.values.reshape(shape), self._groups)
-
-    def permute(self, axes: Sequence[int]) -> _Shared:
-        return _Shared(self.values.transpose(axes), self._groups)
-
-    def slice(self, start: int, length: int, axis: int) -> _Shared:
-        assert 0 <= start <= start + length <= self.values.shape[axis]
-        return _Shared(self.values[(slice(None),) * axis + (slice(start, start + length),)], self._groups)
-
-    def load(self, _: Any) -> Any:
-        return _array(self.values.copy())
-
-    def store(self, values: Any) -> None:
-        assert values.shape == self.values.shape
-        assert values.dtype == self.values.dtype
-        self.values[...] = values
-        self._groups.own.fenced = False
-
-    def held(self) -> Callable[[], None]:
-        """What asserts that nothing has changed since now."""
-        before = self.values.tobytes()
-
-        def same() -> None:
-            assert self.values.tobytes() == before, "memory changed while it was read"
-
-        return same
-
-
-class _Product:
-    """A product on its way."""
-
-    def __init__(self, value: Any, held: Sequence[Callable[[], None]]) -> None:
-        self.value, self.held, self.done = value, held, False
-
-
-class _Descriptor:
-    def __init__(self, array: Any, shape: Sequence[int], steps: Sequence[int], block: Sequence[int]) -> None:
-        size = array.dtype.itemsize
-        assert steps[-1] == 1
-        assert all(step > 0 and step * size % 16 == 0 for step in steps[:-1]), steps
-        low, high = np.lib.array_utils.byte_bounds(array)
-        assert (sum((n - 1) * step for n, step in zip(shape, steps, strict=True)) + 1) * size <= high - low
-        self.block = self.block_shape = block
-        self.dtype, self.layout = array.dtype, None
-        self.whole = np.lib.stride_tricks.as_strided(array, tuple(shape), [step * size for step in steps])
-
-    def part(self, start: Sequence[int]) -> tuple[Any, tuple[slice, ...]]:
-        """The block from *start*, as far as there is any, and which part of a block that is."""
-        assert min(start) >= 0
-        found = self.whole[tuple(slice(i, i + n) for i, n in zip(start, self.block, strict=True))]
-        return found, tuple(slice(n) for n in found.shape)
 
 
 class _Language:
@@ -242,8 +62,8 @@ class _Language:
         )
 
     def begin(self, program: int, programs: int, seed: int) -> None:
-        self.program, self.programs, self.groups = program, programs, _Groups(seed)
-        self.named: dict[int, _Barrier] = {}
+        self.program, self.programs, self.groups = program, programs, Groups(seed)
+        self.named: dict[int, Barrier] = {}
 
     # layouts do not matter
     def BlockedLayout(self, *_: Any) -> None: ...
@@ -270,31 +90,31 @@ class _Language:
         return -(-a // b)
 
     def arange(self, start: int, end: int, layout: Any) -> Any:
-        return _array(np.arange(start, end, dtype=np.int32))
+        return array_of(np.arange(start, end, dtype=np.int32))
 
     def full(self, shape: Sequence[int], value: float, kind: Any, layout: Any) -> Any:
-        return _array(np.full(shape, value, kind))
+        return array_of(np.full(shape, value, kind))
 
     def zeros(self, shape: Sequence[int], kind: Any, layout: Any) -> Any:
-        return _array(np.zeros(shape, kind))
+        return array_of(np.zeros(shape, kind))
 
     def where(self, condition: Any, a: Any, b: Any) -> Any:
         if not np.ndim(condition):
             return a if condition else b
         kind = np.result_type(*(x for x in (a, b) if isinstance(x, np.ndarray)))
-        return _array(np.where(condition, a, b).astype(kind))
+        return array_of(np.where(condition, a, b).astype(kind))
 
     def cast(self, x: Any, kind: Any) -> Any:
-        return _array(np.asarray(x).astype(kind))
+        return array_of(np.asarray(x).astype(kind))
 
     def to_tensor(self, x: Any) -> Any:
         return x
 
     def minimum(self, a: Any, b: Any) -> Any:
-        return _array(np.minimum(a, b))
+        return array_of(np.minimum(a, b))
 
     def maximum(self, a: Any, b: Any) -> Any:
-        return _array(np.maximum(a, b))
+        return array_of(np.maximum(a, b))
 
     def abs(self, x: Any) -> Any:
         return np.abs(x)
@@ -312,20 +132,20 @@ class _Language:
         return x.sum(axis=axis, dtype=x.dtype)
 
     # memory
-    def allocate_shared_memory(self, kind: Any, shape: Sequence[int], layout: Any) -> _Shared:
+    def allocate_shared_memory(self, kind: Any, shape: Sequence[int], layout: Any) -> Shared:
         if kind is self.int64:
             barriers = np.empty(shape, object)
             for place in np.ndindex(*shape):
-                barriers[place] = _Barrier()
-            return _Shared(barriers, self.groups)
+                barriers[place] = Barrier()
+            return Shared(barriers, self.groups)
         poison = np.frombuffer(b"\xff" * int(np.prod(shape)) * kind.itemsize, kind)
-        return _Shared(poison.reshape(shape).copy(), self.groups)
+        return Shared(poison.reshape(shape).copy(), self.groups)
 
-    def load(self, source: _Pointer) -> Any:
+    def load(self, source: Pointer) -> Any:
         found = source.array.reshape(-1)[source.at]
-        return _array(found)
+        return array_of(found)
 
-    def store(self, to: _Pointer, values: Any, mask: Any) -> None:
+    def store(self, to: Pointer, values: Any, mask: Any) -> None:
         places, numbers, chosen = np.broadcast_arrays(to.at, values, mask)
         to.array.reshape(-1)[places[chosen]] = numbers[chosen]
 
@@ -334,25 +154,25 @@ class _Language:
         found = re.search(r"bar[.](sync|arrive) [$]1, 256;", text)
         assert found is not None, text
         (name,) = set(names[0].tolist())
-        barrier = self.named.setdefault(name, _Barrier())
+        barrier = self.named.setdefault(name, Barrier())
         if not barrier.count:
             barrier.init(2)
         phase = barrier.phase
         barrier.arrive(1)
         self.groups.wait(lambda: found[1] == "arrive" or barrier.phase != phase)
 
-    def _arrive(self, barrier: _Barrier, count: int) -> None:
+    def _arrive(self, barrier: Barrier, count: int) -> None:
         barrier.arrive(count)
         self.groups.wait(lambda: True)
 
-    def _expect(self, barrier: _Barrier, size: int) -> None:
+    def _expect(self, barrier: Barrier, size: int) -> None:
         barrier.bytes += size
         barrier.arrive(1)
 
-    def _wait(self, barrier: _Barrier, parity: int) -> None:
+    def _wait(self, barrier: Barrier, parity: int) -> None:
         self.groups.wait(lambda: barrier.phase % 2 != parity)
 
-    def _copy_in(self, source: _Descriptor, start: Sequence[int], barrier: _Barrier, to: _Shared) -> None:
+    def _copy_in(self, source: Descriptor, start: Sequence[int], barrier: Barrier, to: Shared) -> None:
         to.values.view(np.uint8)[...] = 0xFF
         held = to.held()
 
@@ -365,7 +185,7 @@ class _Language:
 
         self.groups.copies.append(land)
 
-    def _copy_out(self, to: _Descriptor, start: Sequence[int], source: _Shared) -> None:
+    def _copy_out(self, to: Descriptor, start: Sequence[int], source: Shared) -> None:
         assert self.groups.own.fenced, "a copy of what was stored without a fence"
         self.groups.own.stores.append((to, start, source, source.held()))
 
@@ -381,17 +201,17 @@ class _Language:
         self.groups.own.fenced = True
 
     # products
-    def warpgroup_mma(self, a: Any, b: _Shared, total: Any, *, use_acc: bool = True, is_async: bool) -> _Product:
+    def warpgroup_mma(self, a: Any, b: Shared, total: Any, *, use_acc: bool = True, is_async: bool) -> Product:
         assert is_async
-        held = [x.held() for x in (a, b) if isinstance(x, _Shared)]
-        left = a.values if isinstance(a, _Shared) else a
+        held = [x.held() for x in (a, b) if isinstance(x, Shared)]
+        left = a.values if isinstance(a, Shared) else a
         assert left.dtype == b.dtype
-        if isinstance(total, _Product):  # that may still be on its way
+        if isinstance(total, Product):  # that may still be on its way
             total = total.value
         assert total.shape == (left.shape[0], b.values.shape[1])
         product = np.einsum("ik,kj->ij", left.astype(np.float32), b.values.astype(np.float32))  # begins no threads
-        self.groups.own.products.append(_Product(_array(product + total if use_acc else product), held))
-        made: _Product = self.groups.own.products[-1]
+        self.groups.own.products.append(Product(array_of(product + total if use_acc else product), held))
+        made: Product = self.groups.own.products[-1]
         return made
 
     def warpgroup_mma_wait(self, left: int, values: Sequence[Any]) -> Any:
@@ -403,8 +223,8 @@ class _Language:
             product.done = True
         found = []
         for value in values:
-            assert not isinstance(value, _Product) or value.done, "a product that is still on its way"
-            found.append(value.value if isinstance(value, _Product) else value)
+            assert not isinstance(value, Product) or value.done, "a product that is still on its way"
+            found.append(value.value if isinstance(value, Product) else value)
         return found[0] if len(found) == 1 else found
 
     def warp_specialize(self, groups: Sequence[Any], warps: Sequence[int], registers: Sequence[int]) -> None:
@@ -423,9 +243,9 @@ class Program:
         """Run a program for each point of the grid, one after another."""
         self.launches += 1
         ready = [
-            _Pointer(x._data)
+            Pointer(x._data)
             if isinstance(x, Tensor)
-            else _Descriptor(x.tensor._data, x.shape, x.steps, x.tile)
+            else Descriptor(x.tensor._data, x.shape, x.steps, x.tile)
             if isinstance(x, Map)
             else x
             for x in arguments

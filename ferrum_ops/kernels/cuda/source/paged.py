@@ -261,7 +261,7 @@ def attend(
             return
 
     d = tl.arange(0, BD)
-    q_at = q + (first + token).to(tl.int64)[:, None] * q_token + own[:, None] * q_head + d[None, :]
+    q_at = q + (first + token).to(tl.int64)[:, None] * q_token + own.to(tl.int64)[:, None] * q_head + d[None, :]
     queries = tl.load(q_at, mask=here[:, None] & (d[None, :] < DIM), other=0.0)
     if SCALED:  # powers of 2 bring rows of any range into that of float16
         wide = queries.to(tl.float32)
