@@ -137,7 +137,7 @@ def _attend(
         batches, queries, keys = len(meta.lengths), max(meta.lengths), max(meta.key_lengths)
     scale = float(options.scale)
     if scale <= 0.0:  # the greatest product must be that of the greatest score
-        q, scale = (-q, -scale) if scale < 0.0 else (fa.zeros_like(q), 1.0)
+        q, scale = (-q, -scale) if scale < 0.0 else (q * 0.0, 1.0)
     call = _Call(
         _laid(q),
         _laid(k),

@@ -28,6 +28,7 @@ __all__ = [
 #: up to so many rows are multiplied by the kernels here
 FEW: Final = 64
 _WIDE: Final = 1 << 25  # numbers that are widened at a time
+_ADDED: Final = 1 << 17  # products of -127..127 with -128..127 whose sum is below 2**31
 
 _DENSE = Kernel(source.few_dense, aligned=("columns", "size", "x_step", "w_step"))
 _QUANTISED = Kernel(source.few_quantised, aligned=("columns", "x_step", "w_step", "s_step", "z_step"))
@@ -321,6 +322,8 @@ def rounded_refuses(x: Tensor, w: Tensor | QuantTensor, bias: Tensor | None, out
         return "takes weights of 8 bits that ask for inputs of 8 bits"
     if not scheme.symmetric:
         return "does not take zeros"
+    if (length := scheme.group or w.shape[1]) > _ADDED:
+        return f"adds up to {_ADDED} products in 32 bits, not {length}"
     return _unreadable(w, scheme)
 
 

@@ -210,7 +210,9 @@ def grouped_linear(x: Tensor, w: Tensor | QuantTensor, offsets: Tensor, bias: Te
     given: int = x._data.shape[0]
     if not given:
         return empty((0, w.shape[1]), x)
-    return _of_sorted(Product(x, _stack(w, x, given), bias, w.shape[1], None), Sorted(None, offsets, given, 1))
+    return _of_sorted(
+        Product(x, _stack(w, x, given), bias, w.shape[1], None), Sorted(None, offsets, given, 1, tail=True)
+    )
 
 
 def moe_ffn_refuses(

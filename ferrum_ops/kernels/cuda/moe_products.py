@@ -139,12 +139,16 @@ class Product(NamedTuple):
 
 
 class Sorted(NamedTuple):
-    """Rows sorted by expert: *given* rows of x, or those of choices *order*, k of which share a row of x."""
+    """Rows sorted by expert: *given* rows of x, or those of choices *order*, k of which share a row of x.
+
+    *tail*: the last rows may belong to nobody, and give 0.
+    """
 
     order: Tensor | None
     offsets: Tensor
     given: int
     k: int
+    tail: bool = False
 
 
 class Listed(NamedTuple):
@@ -292,6 +296,8 @@ def few(product: Product, where: Sorted | Listed, cut: Pass) -> Tensor:
     else:
         ids, order, offsets, given, slots = None, where.order, in_order(where.offsets), where.given, w.experts
     out = empty((given, columns), product.x)
+    if isinstance(where, Sorted) and where.tail:  # no program has the rows of nobody
+        out[...] = 0.0
     width = cut.tiles * (8 if product.gate else 16)
     _FEW(
         (-(-columns // width), slots), x, *_operands(product), ids, order, offsets, out, given, columns,

@@ -27,6 +27,7 @@ _LONGEST: Final = 512
 _MOST_SPLITS: Final = 128
 #: programs along the second and third axis of a grid
 _MOST_BLOCKS: Final = 65535
+_FEWEST_ROWS: Final = 16  # of a block
 #: float32 as three parts of fewer bits: as exact as float32 in its sums, and on tensor cores
 _EXACT: Final = "tf32x3"
 #: with more rows for each processor than this, programs of 128 rows are faster than of 64
@@ -61,6 +62,8 @@ def refuses(q: Tensor, cache: KVCache, meta: SequenceMeta, tables: Tables, optio
         return f"takes heads of up to {_LONGEST}, not {spec.head_dim}+{spec.value_dim}"
     if len(meta.lengths) > _MOST_BLOCKS:
         return f"takes up to {_MOST_BLOCKS} sequences, not {len(meta.lengths)}"
+    if (rows := max(meta.lengths, default=0) * (q.shape[1] // spec.kv_heads)) > _MOST_BLOCKS * _FEWEST_ROWS:
+        return f"takes up to {_MOST_BLOCKS * _FEWEST_ROWS} queries for each head of keys, not {rows}"
     if options.sinks is not None and options.sinks.dtype is fa.float64:
         return "does not take float64 sinks"
     return None
@@ -125,7 +128,9 @@ def _attend(
     blocks = -(-most * group // config.rows)
     programs = plan.sequences * spec.kv_heads * blocks
     half = q.dtype.itemsize == 2 == spec.dtype.itemsize
-    splits = splits or _splits(programs, reach, config.keys, processors(q.device), constants["PAIRS"], half)
+    splits = splits or _splits(
+        programs, reach, config.keys, processors(q.device), constants["PAIRS"], half, blocks == 1
+    )
     split = splits > 1
     parts = None
     if split:  # with a place for the sum of each, behind them all
@@ -233,16 +238,16 @@ def _for_many(wide: int, crowded: bool, quantised: bool) -> Config:
     return Config(128 if crowded else 64, 64, 4, 3, True)
 
 
-def _splits(programs: int, keys: int, tile: int, processors: int, pairs: bool, half: bool) -> int:
+def _splits(programs: int, keys: int, tile: int, processors: int, pairs: bool, half: bool, decode: bool) -> int:
     """Into how many parts the keys of each sequence go, in whole tiles, for so many programs without it.
 
     So many that all programs run at once: two on a processor, four of the smaller ones that read pairs. Lengths may
-    differ much from the bound, so a part has no more keys than others can wait for; nor so few that what a part costs
-    counts, which is little where keys are read in pairs or queries and keys are of 16 bits (*half*), and parts are not
-    many.
+    differ much from the bound, so in *decode*, where a block has all rows of a head, a part has no more keys than
+    others can wait for; nor so few that what a part costs counts, which is little where keys are read in pairs or
+    queries and keys are of 16 bits (*half*), and parts are not many.
     """
     most, least, few, short = (4, 256, 32, 64) if pairs else (2, 512, 16, 128)
-    wanted = max(most * processors // programs, -(-keys // 8192))
+    wanted = max(most * processors // programs, -(-keys // 8192) if decode else 1)
     worth = -(-keys // least)
     if half or pairs:
         worth = max(worth, min(-(-keys // short), few))

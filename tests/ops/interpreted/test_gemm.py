@@ -316,3 +316,10 @@ def test_weights_go_from_memory_to_tensor_cores_without_detours(form: str, unit:
     run = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert run.returncode == 0, run.stderr
     assert run.stdout.split() == ["True", "False", "False", "False", "True"]
+
+
+def test_sums_that_32_bits_do_not_hold_are_refused() -> None:
+    x = fa.ones((1, 1 << 18), dtype="f16", device="cpu")
+    for size, reason in ((1 << 17, None), ((1 << 17) + 32, "adds up to 131072 products in 32 bits, not 131104")):
+        w = quantize(fa.ones((1, size), dtype="f32", device="cpu"), "int8-a8")
+        assert gemm.rounded_refuses(x[:, :size], w, None, fa.float32) == reason

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -392,3 +393,15 @@ def test_what_is_refused(cpu: fa.Device) -> None:
     assert refusal(513) == "takes heads of up to 512, not 513+16"
     assert refusal(16, 65536) == "takes up to 65535 sequences, not 65536"
     assert refusal(16, sinks=fa.ones(1, dtype="f64")) == "does not take float64 sinks"
+
+
+def test_more_blocks_than_a_grid_has_are_refused() -> None:
+    spec = SimpleNamespace(head_dim=128, value_dim=128, kv_heads=1)
+    cache, options = SimpleNamespace(spec=spec), AttentionOptions(1.0, True, None, None, None)
+    for tokens, reason in (
+        (65535 * 2, None),
+        (65535 * 2 + 1, "takes up to 1048560 queries for each head of keys, not 1048568"),
+    ):
+        q = SimpleNamespace(shape=(tokens, 8, 128))
+        meta = SimpleNamespace(lengths=(tokens,))
+        assert paged.refuses(q, cache, meta, (), options) == reason

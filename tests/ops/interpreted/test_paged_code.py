@@ -29,7 +29,14 @@ from tests.ops.interpreted.test_launch import _compiling
     ],
 )
 def test_keys_are_split_for_all_processors(programs: int, keys: int, pairs: bool, half: bool, parts: int) -> None:
-    assert paged._splits(programs, keys, 64, 132, pairs, half) == parts
+    assert paged._splits(programs, keys, 64, 132, pairs, half, True) == parts
+
+
+def test_prompts_are_not_cut_where_programs_are_many() -> None:
+    many, few = 1 << 15, 4
+    assert paged._splits(many, 1 << 17, 64, 132, False, True, False) == 1
+    assert paged._splits(many, 1 << 17, 64, 132, False, True, True) == 16
+    assert paged._splits(few, 1 << 17, 64, 132, False, True, False) > 1
 
 
 def test_every_configuration_compiles_for_hopper(tmp_path: object) -> None:

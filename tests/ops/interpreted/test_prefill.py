@@ -185,3 +185,11 @@ def test_halves_that_lie_askew_are_copied_for_descriptors() -> None:
 def test_long_heads_are_refused() -> None:
     x = fa.zeros((1, 1, 257), device="cpu")
     assert attending.refuses(x, x, x, None, None, AttentionOptions(1.0)) == "takes heads of up to 256, not 257+257"
+
+
+def test_a_scale_of_0_forgets_no_nan() -> None:
+    q, k = (fa.asarray(noise(i, 4, 1, 16), dtype="f16", device="cpu") for i in range(2))
+    q[1, 0, 3], q[2, 0, 5] = fa.nan, fa.inf
+    got = attending.attention(q, k, k, None, None, AttentionOptions(0.0, False, None, None, None))[0].numpy()
+    assert np.isnan(got[1:3]).all()
+    assert np.isfinite(got[[0, 3]]).all()

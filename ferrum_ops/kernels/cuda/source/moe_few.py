@@ -235,7 +235,7 @@ def few(
     else:
         e = tl.program_id(1).to(tl.int64)
         begin = tl.minimum(tl.maximum(tl.load(offsets + e), 0), choices).to(tl.int32)
-        count = tl.minimum(tl.load(offsets + e + 1), choices).to(tl.int32) - begin
+        count = tl.minimum(tl.maximum(tl.load(offsets + e + 1), 0), choices).to(tl.int32) - begin
         rank = None
     group = _along(tl.arange(0, 2 * TILES), 3, 6)
     low = _along(tl.arange(0, 8), 1, 6)
